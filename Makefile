@@ -1,0 +1,39 @@
+# `make demo` and `make test` set up everything they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export RAY_AUTH_MODE ?= disabled
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: help setup demo test check format soak clean
+help:
+	@echo "make demo   run the control plane before real traffic on a simulated GPU node (no GPU needed)"
+	@echo "make test   every test     make check  style, types, layers     make soak  long campaigns"
+
+setup: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/wattray demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not soak"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+soak: setup
+	$(BIN)/python -m pytest -m soak --timeout 7200 -s
+
+clean:
+	rm -rf $(VENV) demo-report build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

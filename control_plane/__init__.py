@@ -1,0 +1,1 @@
+"""Decides. Pure: values in, values out; no Ray, no GPU, no clock, no sockets (import-linter enforces it)."""

@@ -1,0 +1,1 @@
+"""What a strong expert would run without wattray, behind the same protocols."""

@@ -1,0 +1,1 @@
+"""What machines do: GPU power and clocks, continuous batching, energy profiles; used by both worlds."""

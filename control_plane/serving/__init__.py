@@ -1,0 +1,1 @@
+"""DynamoLLM: pools, replicas, tensor parallelism and clocks for serving."""

@@ -1,0 +1,1 @@
+"""Virtual time: the very same policies, driven by events instead of a clock."""

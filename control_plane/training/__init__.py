@@ -1,0 +1,1 @@
+"""Perseus: the time-energy frontier of a pipeline iteration, and stragglers."""

@@ -1,0 +1,1 @@
+"""Ray Serve applications: the OpenAI-compatible router and the model replicas."""

@@ -1,0 +1,1 @@
+"""Ray Train jobs that run under a Perseus plan."""
