@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from control_plane.training.computation import Computation
 from control_plane.training.dag import Dag, FloatArray, IntArray, finish_times, predecessors, successors
-from control_plane.training.frontier_kernel import UNBOUNDED
+from control_plane.training.frontier_kernel import UNBOUNDED, IndexArray
 
 TIME_RANGE = 1 << 58
 """Integer instants in the longest iteration: potentials, shifts and their sums stay below 2^62."""
@@ -45,12 +45,12 @@ class HalfArcs:
     """The residual network in compressed rows: half-arcs leaving a node stand together."""
 
     first: IntArray
-    head: IntArray
-    mate: IntArray
-    arc: IntArray
+    head: IndexArray
+    mate: IndexArray
+    arc: IndexArray
     is_ahead: NDArray[np.bool_]
-    forward: IntArray
-    backward: IntArray
+    forward: IndexArray
+    backward: IndexArray
 
 
 def event_graph(dag: Dag) -> EventGraph:
@@ -104,12 +104,12 @@ def half_arcs(graph: EventGraph) -> HalfArcs:
     mate_of = np.concatenate([np.arange(arcs) + arcs, np.arange(arcs)])
     return HalfArcs(
         first=first,
-        head=both[order],
-        mate=place[mate_of[order]],
-        arc=order % arcs,
+        head=both[order].astype(np.int32),
+        mate=place[mate_of[order]].astype(np.int32),
+        arc=(order % arcs).astype(np.int32),
         is_ahead=order < arcs,
-        forward=place[:arcs].copy(),
-        backward=place[arcs:].copy(),
+        forward=place[:arcs].astype(np.int32),
+        backward=place[arcs:].astype(np.int32),
     )
 
 

@@ -192,7 +192,7 @@ def _walk(
     kept_potential = np.zeros((slots, len(potential)), np.int64)
     kept_flow = np.zeros((slots, len(flow)), np.int64)
     kept_at = np.zeros(slots, np.int64)
-    shifts, slopes, last_shift, kept, _ = walk(
+    shifts, slopes, last_shift, kept = walk(
         halves.first,
         halves.head,
         halves.mate,

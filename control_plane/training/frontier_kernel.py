@@ -1,8 +1,8 @@
 """The parametric primal–dual walk on flat integer arrays (Fulkerson 1961, Kelley 1961), exact.
 
-Potentials are event times, flow is energy per time. A tree grows from the source over tight residual arcs; a
-heap holds the shift of the deadline at which each further event joins. When the sink joins, flow is pushed,
-the part of the tree cut off by the saturated arc is let go, and the rest is kept for the next round.
+Potentials are event times, flow is energy per time. What tight residual arcs reach from the source stays, all else
+moves earlier; a heap tells when the next event joins. When the sink joins, flow is pushed along all paths (one
+phase of Dinic's method), and the next slope begins.
 """
 
 import numpy as np
@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from control_plane.training.compiled import compiled
 
 IntArray = NDArray[np.int64]
+IndexArray = NDArray[np.int32]
 
 UNBOUNDED = 1 << 62
-NEVER = (1 << 63) - 1
+CLOSED = -(1 << 62)
+"""The length of a half-arc without residual capacity: it never becomes tight."""
 
 
 @compiled
@@ -24,9 +26,10 @@ def set_residual(
     piece_first: IntArray,
     piece_length: IntArray,
     piece_until: IntArray,
-    forward_half: IntArray,
-    backward_half: IntArray,
+    forward_half: IndexArray,
+    backward_half: IndexArray,
     length: IntArray,
+    inward_length: IntArray,
     capacity: IntArray,
 ) -> int:
     """Residual arcs of an arc with this flow: pieces are parallel, longest first. Returns the piece."""
@@ -37,24 +40,28 @@ def set_residual(
         piece -= 1
     ahead = forward_half[arc]
     back = backward_half[arc]
-    length[ahead] = piece_length[first + piece]
     until = piece_until[first + piece]
+    ahead_length = piece_length[first + piece]
     capacity[ahead] = UNBOUNDED if until == UNBOUNDED else until - flow
     since = piece_until[first + piece - 1] if piece > 0 else 0
     if flow > since:
-        length[back] = -piece_length[first + piece]
+        back_length = -ahead_length
         capacity[back] = flow - since
     elif piece > 0:
-        before = piece_until[first + piece - 2] if piece > 1 else 0
-        length[back] = -piece_length[first + piece - 1]
-        capacity[back] = flow - before
+        back_length = -piece_length[first + piece - 1]
+        capacity[back] = flow - (piece_until[first + piece - 2] if piece > 1 else 0)
     else:
+        back_length = CLOSED
         capacity[back] = 0
+    length[ahead] = ahead_length
+    length[back] = back_length
+    inward_length[back] = ahead_length
+    inward_length[ahead] = back_length
     return piece
 
 
 @compiled
-def heap_push(keys: IntArray, halves: IntArray, size: int, key: int, half: int) -> None:
+def heap_push(keys: IntArray, halves: IndexArray, size: int, key: int, half: int) -> None:
     i = size
     while i > 0:
         parent = (i - 1) >> 2
@@ -68,7 +75,7 @@ def heap_push(keys: IntArray, halves: IntArray, size: int, key: int, half: int) 
 
 
 @compiled
-def heap_pop(keys: IntArray, halves: IntArray, size: int) -> None:
+def heap_pop(keys: IntArray, halves: IndexArray, size: int) -> None:
     """Remove the root of a heap of `size` entries (four children each)."""
     key = keys[size - 1]
     half = halves[size - 1]
@@ -92,17 +99,122 @@ def heap_pop(keys: IntArray, halves: IntArray, size: int) -> None:
 
 
 @compiled
+def flood(
+    first: IntArray,
+    head: IndexArray,
+    length: IntArray,
+    potential: IntArray,
+    mark: IntArray,
+    level: IndexArray,
+    stack: IndexArray,
+    keys: IntArray,
+    events: IndexArray,
+    source: int,
+    stamp: int,
+    limit: int,
+) -> int:
+    """Mark what tight arcs reach from the source; put the arcs that are not tight yet into the heap."""
+    heap_size = 0
+    mark[source] = stamp
+    stack[0] = source
+    level[source] = 0
+    front = 0
+    waiting = 1
+    while front < waiting:
+        node = stack[front]
+        front += 1
+        here = potential[node]
+        for half in range(first[node], first[node + 1]):
+            other = head[half]
+            if mark[other] == stamp:
+                continue
+            key = potential[other] - here - length[half]
+            if key == 0:
+                mark[other] = stamp
+                level[other] = level[node] + 1
+                stack[waiting] = other
+                waiting += 1
+            elif key < limit:
+                heap_push(keys, events, heap_size, key, half)
+                heap_size += 1
+    return heap_size
+
+
+@compiled
+def advance(
+    first: IntArray,
+    head: IndexArray,
+    mate: IndexArray,
+    length: IntArray,
+    potential: IntArray,
+    mark: IntArray,
+    level: IndexArray,
+    stack: IndexArray,
+    keys: IntArray,
+    events: IndexArray,
+    heap_size: int,
+    sink: int,
+    stamp: int,
+    limit: int,
+) -> int:
+    """Move all that is not marked earlier; what becomes tight joins the marked, until the sink does.
+
+    Returns by how much, at most `limit`. Potentials are up to date afterwards.
+    """
+    moved = limit
+    while heap_size > 0:
+        key = keys[0]
+        half = events[0]
+        heap_pop(keys, events, heap_size)
+        heap_size -= 1
+        other = head[half]
+        if mark[other] == stamp:
+            continue
+        mark[other] = stamp
+        potential[other] -= key
+        level[other] = level[head[mate[half]]] + 1
+        stack[0] = other
+        front = 0
+        waiting = 1
+        while front < waiting:
+            node = stack[front]
+            front += 1
+            here = potential[node]
+            for half in range(first[node], first[node + 1]):
+                other = head[half]
+                if mark[other] == stamp:
+                    continue
+                then = potential[other] - here - length[half]
+                if then == key:
+                    mark[other] = stamp
+                    potential[other] -= key
+                    level[other] = level[node] + 1
+                    stack[waiting] = other
+                    waiting += 1
+                elif then < limit:
+                    heap_push(keys, events, heap_size, then, half)
+                    heap_size += 1
+        if mark[sink] == stamp:
+            moved = key
+            break
+    for node in range(len(mark)):
+        if mark[node] != stamp:
+            potential[node] -= moved
+    return moved
+
+
+@compiled
 def walk(
     first: IntArray,
-    head: IntArray,
-    mate: IntArray,
-    arc_of: IntArray,
+    head: IndexArray,
+    mate: IndexArray,
+    arc_of: IndexArray,
     is_ahead: NDArray[np.bool_],
     piece_first: IntArray,
     piece_length: IntArray,
     piece_until: IntArray,
-    forward_half: IntArray,
-    backward_half: IntArray,
+    forward_half: IndexArray,
+    backward_half: IndexArray,
     potential: IntArray,
     flow: IntArray,
     total_flow: int,
@@ -111,17 +223,18 @@ def walk(
     shift_limit: int,
     kept_potential: IntArray,
     kept_flow: IntArray,
-    kept_total: IntArray,
-) -> tuple[IntArray, IntArray, int, int, int]:
+    kept_at: IntArray,
+) -> tuple[IntArray, IntArray, int, int]:
     """Shorten the sink's time by up to `shift_limit`; `potential` and `flow` are updated in place.
 
-    Returns the shifts at which the slope changed, the slope from there on, the final shift, how many states
-    were kept in `kept_*` (evenly spread over the slopes, the first always) and how many arcs were scanned.
+    Returns the shifts at which the slope changed, the slope from each on, the final shift, and how many states
+    were kept in `kept_*` (evenly spread over the slopes, the first always).
     """
     nodes = len(first) - 1
     halves = len(head)
     arcs = len(forward_half)
     length = np.zeros(halves, np.int64)
+    inward_length = np.zeros(halves, np.int64)
     capacity = np.zeros(halves, np.int64)
     piece = np.zeros(arcs, np.int64)
     for arc in range(arcs):
@@ -135,293 +248,157 @@ def walk(
             forward_half,
             backward_half,
             length,
+            inward_length,
             capacity,
         )
-
-    reached = np.zeros(nodes, np.bool_)
-    parent = np.full(nodes, -1, np.int64)
-    first_child = np.full(nodes, -1, np.int64)
-    next_sibling = np.full(nodes, -1, np.int64)
-    previous_sibling = np.full(nodes, -1, np.int64)
-    queue = np.zeros(nodes + 1, np.int64)
-    queued = np.zeros(nodes, np.bool_)
-    loose = np.zeros(nodes, np.int64)
-    heap_room = 8 * halves + 64
-    keys = np.zeros(heap_room, np.int64)
-    events = np.zeros(heap_room, np.int64)
-    heap_size = 0
-
-    slots = len(kept_total)
+    mark = np.zeros(nodes, np.int64)
+    entered = np.zeros(nodes, np.int64)
+    level = np.zeros(nodes, np.int32)
+    visited = np.zeros(nodes, np.int64)
+    search = 0
+    cursor = np.zeros(nodes, np.int64)
+    stack = np.zeros(nodes + 1, np.int32)
+    path = np.zeros(nodes + 1, np.int32)
+    keys = np.zeros(2 * halves + 1, np.int64)
+    events = np.zeros(2 * halves + 1, np.int32)
+    stamp = 0
+    slots = len(kept_at)
     kept = 0
     keep_every = 1
-    slopes_room = 1024
-    slope_shift = np.zeros(slopes_room, np.int64)
-    slope = np.zeros(slopes_room, np.int64)
+    slope_shift = np.zeros(1024, np.int64)
+    slope = np.zeros(1024, np.int64)
     slopes = 0
-    scanned = 0
-
     shift = 0
-    front = 0
-    waiting = 1
-    queue[0] = source
-    queued[source] = True
-    reached[source] = True
 
     while True:
-        while waiting > 0 and not reached[sink]:
-            node = queue[front]
-            front += 1
-            if front > nodes:
-                front = 0
-            waiting -= 1
-            queued[node] = False
-            if not reached[node]:
-                continue
-            here = potential[node]
-            if heap_size + (first[node + 1] - first[node]) > heap_room:
-                grown_keys = np.zeros(2 * heap_room, np.int64)
-                grown_events = np.zeros(2 * heap_room, np.int64)
-                heap_size = _live_events(
-                    first,
-                    head,
-                    mate,
-                    reached,
-                    potential,
-                    length,
-                    capacity,
-                    keys,
-                    events,
-                    heap_size,
-                    grown_keys,
-                    grown_events,
-                )
-                heap_room *= 2
-                keys = grown_keys
-                events = grown_events
-            for half in range(first[node], first[node + 1]):
-                other = head[half]
-                if reached[other] or capacity[half] == 0:
-                    continue
-                key = potential[other] - here - length[half]
-                if key <= shift:
-                    reached[other] = True
-                    potential[other] -= shift
-                    parent[other] = half
-                    next_sibling[other] = first_child[node]
-                    previous_sibling[other] = -1
-                    if first_child[node] >= 0:
-                        previous_sibling[first_child[node]] = other
-                    first_child[node] = other
-                    if other == sink:
-                        queue[(front + waiting) % (nodes + 1)] = node
-                        waiting += 1
-                        queued[node] = True
-                        break
-                    if not queued[other]:
-                        queue[(front + waiting) % (nodes + 1)] = other
-                        waiting += 1
-                        queued[other] = True
-                else:
-                    heap_push(keys, events, heap_size, key, half)
-                    heap_size += 1
-            scanned += first[node + 1] - first[node]
-
-        if not reached[sink]:
-            joined = False
-            while heap_size > 0:
-                key = keys[0]
-                half = events[0]
-                other = head[half]
-                node = head[mate[half]]
-                if (
-                    reached[other]
-                    or not reached[node]
-                    or capacity[half] == 0
-                    or potential[other] - potential[node] - length[half] != key
-                ):
-                    heap_pop(keys, events, heap_size)
-                    heap_size -= 1
-                    continue
-                if key >= shift_limit and key > shift:
-                    break
-                heap_pop(keys, events, heap_size)
-                heap_size -= 1
-                joined = True
-                break
-            if not joined:
-                shift = shift_limit
-                break
-            if key > shift:
-                if slopes == 0 or slope[slopes - 1] != total_flow:
-                    if slopes == slopes_room:
-                        wider_shift = np.zeros(2 * slopes_room, np.int64)
-                        wider = np.zeros(2 * slopes_room, np.int64)
-                        wider_shift[:slopes] = slope_shift
-                        wider[:slopes] = slope
-                        slope_shift = wider_shift
-                        slope = wider
-                        slopes_room *= 2
-                    slope_shift[slopes] = shift
-                    slope[slopes] = total_flow
-                    if slots > 0 and slopes % keep_every == 0:
-                        if kept == slots:
-                            kept = (kept + 1) // 2
-                            for i in range(kept):
-                                kept_potential[i] = kept_potential[2 * i]
-                                kept_flow[i] = kept_flow[2 * i]
-                                kept_total[i] = kept_total[2 * i]
-                            keep_every *= 2
-                        if slopes % keep_every == 0:
-                            for v in range(nodes):
-                                kept_potential[kept, v] = potential[v] if reached[v] else potential[v] - shift
-                            kept_flow[kept] = flow
-                            kept_total[kept] = slopes
-                            kept += 1
-                    slopes += 1
-                shift = key
-            reached[other] = True
-            potential[other] -= shift
-            parent[other] = half
-            next_sibling[other] = first_child[node]
-            previous_sibling[other] = -1
-            if first_child[node] >= 0:
-                previous_sibling[first_child[node]] = other
-            first_child[node] = other
-            if not queued[other]:
-                queue[(front + waiting) % (nodes + 1)] = other
-                waiting += 1
-                queued[other] = True
-            if other != sink:
-                continue
-
-        bottleneck = UNBOUNDED
-        node = sink
-        while node != source:
-            half = parent[node]
-            bottleneck = min(bottleneck, capacity[half])
-            node = head[mate[half]]
-        if bottleneck == UNBOUNDED:
-            break
-        total_flow += bottleneck
-        cut_off = sink
-        node = sink
-        while node != source:
-            half = parent[node]
-            above = head[mate[half]]
-            if capacity[half] == bottleneck:
-                cut_off = node
-            arc = arc_of[half]
-            flow[arc] += bottleneck if is_ahead[half] else -bottleneck
-            piece[arc] = set_residual(
-                arc,
-                flow[arc],
-                piece[arc],
-                piece_first,
-                piece_length,
-                piece_until,
-                forward_half,
-                backward_half,
-                length,
-                capacity,
-            )
-            node = above
-
-        above = head[mate[parent[cut_off]]]
-        if previous_sibling[cut_off] >= 0:
-            next_sibling[previous_sibling[cut_off]] = next_sibling[cut_off]
-        else:
-            first_child[above] = next_sibling[cut_off]
-        if next_sibling[cut_off] >= 0:
-            previous_sibling[next_sibling[cut_off]] = previous_sibling[cut_off]
-        loose[0] = cut_off
-        count = 1
-        i = 0
-        while i < count:
-            node = loose[i]
-            i += 1
-            reached[node] = False
-            potential[node] += shift
-            parent[node] = -1
-            child = first_child[node]
-            first_child[node] = -1
-            while child >= 0:
-                loose[count] = child
-                count += 1
-                child = next_sibling[child]
-        needed = 0
-        for i in range(count):
-            needed += first[loose[i] + 1] - first[loose[i]]
-        scanned += needed
-        if heap_size + needed > heap_room:
-            room = max(2 * heap_room, heap_size + needed)
-            grown_keys = np.zeros(room, np.int64)
-            grown_events = np.zeros(room, np.int64)
-            heap_size = _live_events(
+        stamp += 1
+        heap_size = flood(
+            first,
+            head,
+            length,
+            potential,
+            mark,
+            level,
+            stack,
+            keys,
+            events,
+            source,
+            stamp,
+            shift_limit - shift,
+        )
+        if mark[sink] != stamp:
+            if slopes == len(slope):
+                slope_shift = np.concatenate((slope_shift, np.zeros(slopes, np.int64)))
+                slope = np.concatenate((slope, np.zeros(slopes, np.int64)))
+            slope_shift[slopes] = shift
+            slope[slopes] = total_flow
+            if slots > 0 and slopes % keep_every == 0:
+                if kept == slots:
+                    kept = (kept + 1) // 2
+                    for i in range(kept):
+                        kept_potential[i] = kept_potential[2 * i]
+                        kept_flow[i] = kept_flow[2 * i]
+                        kept_at[i] = kept_at[2 * i]
+                    keep_every *= 2
+                if slopes % keep_every == 0:
+                    kept_potential[kept] = potential
+                    kept_flow[kept] = flow
+                    kept_at[kept] = slopes
+                    kept += 1
+            slopes += 1
+            shift += advance(
                 first,
                 head,
                 mate,
-                reached,
-                potential,
                 length,
-                capacity,
+                potential,
+                mark,
+                level,
+                stack,
                 keys,
                 events,
                 heap_size,
-                grown_keys,
-                grown_events,
+                sink,
+                stamp,
+                shift_limit - shift,
             )
-            heap_room = room
-            keys = grown_keys
-            events = grown_events
-        for i in range(count):
-            node = loose[i]
-            for half in range(first[node], first[node + 1]):
-                above = head[half]
-                inward = mate[half]
-                if not reached[above] or capacity[inward] == 0:
-                    continue
-                key = potential[node] - potential[above] - length[inward]
-                if key > shift:
-                    heap_push(keys, events, heap_size, key, inward)
-                    heap_size += 1
-                elif not queued[above]:
-                    queue[(front + waiting) % (nodes + 1)] = above
-                    waiting += 1
-                    queued[above] = True
+            if mark[sink] != stamp:
+                break
 
-    for node in range(nodes):
-        if not reached[node]:
-            potential[node] -= shift
-    return slope_shift[:slopes].copy(), slope[:slopes].copy(), shift, kept, scanned
-
-
-@compiled
-def _live_events(
-    first: IntArray,
-    head: IntArray,
-    mate: IntArray,
-    reached: NDArray[np.bool_],
-    potential: IntArray,
-    length: IntArray,
-    capacity: IntArray,
-    keys: IntArray,
-    events: IntArray,
-    heap_size: int,
-    grown_keys: IntArray,
-    grown_events: IntArray,
-) -> int:
-    """Copy the heap without the events that no longer hold."""
-    size = 0
-    for i in range(heap_size):
-        half = events[i]
-        other = head[half]
-        node = head[mate[half]]
-        if (
-            not reached[other]
-            and reached[node]
-            and capacity[half] > 0
-            and potential[other] - potential[node] - length[half] == keys[i]
-        ):
-            heap_push(grown_keys, grown_events, size, keys[i], half)
-            size += 1
-    return size
+        # All that is marked has a way back to the source: search for paths from the sink, among the marked.
+        # Levels fall towards the source, so the search runs in no circle and blocked events stay blocked.
+        search += 1
+        depth = 0
+        node = sink
+        cursor[sink] = first[sink + 1]
+        while True:
+            if node == source:
+                bottleneck = UNBOUNDED
+                for i in range(depth):
+                    bottleneck = min(bottleneck, capacity[path[i]])
+                if bottleneck == UNBOUNDED:
+                    return slope_shift[:slopes].copy(), slope[:slopes].copy(), shift, kept
+                total_flow += bottleneck
+                open_until = depth
+                for i in range(depth - 1, -1, -1):
+                    half = path[i]
+                    back = mate[half]
+                    arc = arc_of[half]
+                    flow[arc] += bottleneck if is_ahead[half] else -bottleneck
+                    if capacity[half] == bottleneck:
+                        open_until = i
+                        piece[arc] = set_residual(
+                            arc,
+                            flow[arc],
+                            piece[arc],
+                            piece_first,
+                            piece_length,
+                            piece_until,
+                            forward_half,
+                            backward_half,
+                            length,
+                            inward_length,
+                            capacity,
+                        )
+                        continue
+                    if capacity[half] != UNBOUNDED:
+                        capacity[half] -= bottleneck
+                    if length[back] == -length[half]:
+                        if capacity[back] != UNBOUNDED:
+                            capacity[back] += bottleneck
+                    else:
+                        length[back] = -length[half]
+                        inward_length[half] = length[back]
+                        capacity[back] = bottleneck
+                for i in range(open_until, depth):
+                    visited[head[mate[path[i]]]] = 0
+                depth = open_until
+                node = sink if depth == 0 else head[mate[path[depth - 1]]]
+            here = potential[node]
+            half = cursor[node] - 1
+            begin = first[node]
+            while half >= begin:
+                other = head[half]
+                if (
+                    here - potential[other] == inward_length[half]
+                    and visited[other] != search
+                    and mark[other] == stamp
+                    and level[other] < level[node]
+                ):
+                    break
+                half -= 1
+            cursor[node] = half + 1
+            if half >= begin:
+                path[depth] = mate[half]
+                depth += 1
+                node = head[half]
+                visited[node] = search
+                if entered[node] != search:
+                    entered[node] = search
+                    cursor[node] = first[node + 1]
+            elif depth == 0:
+                break
+            else:
+                depth -= 1
+                node = sink if depth == 0 else head[mate[path[depth - 1]]]
+    return slope_shift[:slopes].copy(), slope[:slopes].copy(), shift, kept
