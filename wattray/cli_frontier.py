@@ -117,6 +117,7 @@ def _solve(
     solved = solve(spec)
     solve_s = time.process_time() - started_s
     progress.update(step, description="rounding to real clocks")
+    solved = solved.prepared()
     return _report(solved, solve_s, straggler), solved
 
 
