@@ -23,16 +23,15 @@ class DetectorSettings:
     """Reports in a row before a lag counts: one page fault or checkpoint is no straggler."""
 
     def __post_init__(self) -> None:
-        if self.margin_ratio <= 0 or self.confirmations < 1:
-            raise ValueError(
-                f"margin must be positive and confirmations at least 1, got {self.margin_ratio}, {self.confirmations}"
-            )
+        if self.margin_ratio <= 0:
+            raise ValueError(f"margin_ratio must be positive, got {self.margin_ratio}")
+        if self.confirmations < 1:
+            raise ValueError(f"confirmations must be at least 1, got {self.confirmations}")
 
 
 @dataclass(frozen=True, slots=True)
 class ComputeReport:
-    """One pipeline's iteration: per stage, measured over planned time of every computation (at its planned
-    clock)."""
+    """One pipeline's iteration: per stage, every computation's measured time over that of its planned clock."""
 
     pipeline: PipelineId
     now_s: float
