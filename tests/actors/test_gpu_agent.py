@@ -33,12 +33,6 @@ def world(tmp_path: Path) -> World:
 A, B = "GPU-sim-0000", "GPU-sim-0001"
 
 
-@pytest.fixture(autouse=True)
-def no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's metrics need a Ray; what they carry is tested on one."""
-    monkeypatch.setattr("actors.metrics.gpu", lambda reading, spent_j: None)
-
-
 def test_a_held_clock_is_set_and_released(world: World) -> None:
     assert world.agent.hold("pool", {A: 1200}, 15) == {A: 1200}
     assert world.after(1) == [1200, 1980, 1980, 1980]

@@ -1,8 +1,6 @@
 import asyncio
 from collections.abc import Mapping
 
-import pytest
-
 from actors.messages import Forecast, ReplicaReport
 from actors.pool_manager import PoolManager
 from control_plane.domain import ClassLoad, InputClass, Load, PoolName, ReplicaId, ReplicaState
@@ -13,13 +11,6 @@ from control_plane.settings import Settings
 PROFILE = RooflineProfile()
 SETTINGS = Settings()
 LONG = SETTINGS.pool_settings(PoolName("long"))
-
-
-@pytest.fixture(autouse=True)
-def no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's metrics need a Ray; what they carry is tested on one."""
-    monkeypatch.setattr("actors.metrics.pool", lambda status: None)
-    monkeypatch.setattr("actors.metrics.decision", lambda source: None)
 
 
 class World:
