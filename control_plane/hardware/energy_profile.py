@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from control_plane.domain import Slo
 from control_plane.hardware.gpu_model import H100_SXM, Activity, GpuSpec
-from control_plane.hardware.iteration_tables import IterationTables
+from control_plane.hardware.iteration_tables import Floats, IterationTables
 from control_plane.hardware.machine_profile import Evidence, MachineProfile
 from control_plane.hardware.replica_model import ReplicaLimits
 
@@ -68,10 +68,13 @@ POLICY_FREQS_MHZ = (795, 990, 1200, 1395, 1590, 1785, 1980)
 """The clocks policies choose from: the paper's sweep, 0.8-1.98 GHz in steps of about 200 MHz."""
 
 
-def activity_of(tokens: int) -> Activity:
+ANCHOR_SATURATION_TOKENS = 152.0
+
+
+def activity_of(tokens: int, saturation_tokens: float = ANCHOR_SATURATION_TOKENS) -> Activity:
     """SM and memory activity of an iteration over this many tokens: memory-bound at one token, compute-bound from
     about 500. With H100_SXM it gives the public anchor's P = 426 + 203(1 - exp(-B/117)) W per GPU in its slope."""
-    saturation = 1.0 - math.exp(-tokens / 152.0)
+    saturation = 1.0 - math.exp(-tokens / saturation_tokens)
     return Activity(sm=0.287 + 0.713 * saturation, mem=1.0 - 0.75 * saturation)
 
 
@@ -122,7 +125,7 @@ def roofline_tables(
     attention_s = 4 * model.layers * model.hidden / flops
     ratios = {freq: gpu.max_freq_mhz / freq for freq in gpu.freqs_mhz}
 
-    def seconds(freq_mhz: int, tokens: int) -> float:
+    def seconds(freq_mhz: int, tokens: Floats) -> Floats:
         ratio = ratios[freq_mhz]
         base_s = weights_s * memory_slowdown(ratio) + launch_s * ratio
         return base_s + (linear_s * ratio + link_s) * tokens

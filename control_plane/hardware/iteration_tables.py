@@ -2,19 +2,25 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from control_plane.hardware.gpu_model import Activity
 from control_plane.hardware.replica_model import PS_PER_S
+
+Floats = NDArray[np.float64]
 
 
 class IterationTables:
     """Implements ``replica_model.IterationTimes`` from a formula or from points.
 
-    ``seconds`` gives the duration of an iteration by clock and tokens, contexts and prefill attention left out.
+    ``seconds`` gives the duration of an iteration by clock and tokens (an array), contexts and prefill
+    attention left out.
     """
 
     def __init__(
         self,
-        seconds: Callable[[int, int], float],
+        seconds: Callable[[int, Floats], Floats],
         freqs_mhz: Sequence[int],
         attention_s: Mapping[int, float],
         context_s: float,
@@ -29,10 +35,10 @@ class IterationTables:
         self._activity = tuple(activity)
         self._alpha_ps: dict[int, tuple[int, ...]] = {}
         top = len(self._activity) - 1
-        empty_s = {freq: seconds(freq, 0) for freq in freqs_mhz}
-        self.base_ps = {freq: picoseconds(empty_s[freq]) for freq in freqs_mhz}
+        ends_s = {freq: seconds(freq, np.array([0.0, float(top)])) for freq in freqs_mhz}
+        self.base_ps = {freq: picoseconds(empty_s) for freq, (empty_s, _) in ends_s.items()}
         """An iteration's fixed part."""
-        self.token_ps = {freq: picoseconds((seconds(freq, top) - empty_s[freq]) / top) for freq in freqs_mhz}
+        self.token_ps = {freq: picoseconds((full_s - empty_s) / top) for freq, (empty_s, full_s) in ends_s.items()}
         """What a token adds in a full iteration: the speed that routers rank replicas by."""
 
     @property
@@ -44,7 +50,8 @@ class IterationTables:
         if table is None:
             if freq_mhz not in self._freqs_mhz:
                 raise ValueError(f"no iteration times at {freq_mhz} MHz, only at {sorted(self._freqs_mhz)}")
-            table = tuple(picoseconds(self._seconds(freq_mhz, tokens)) for tokens in range(len(self._activity)))
+            row_s = self._seconds(freq_mhz, np.arange(len(self._activity), dtype=np.float64))
+            table = tuple(picoseconds(duration_s) for duration_s in row_s)
             self._alpha_ps[freq_mhz] = table
         return table
 
@@ -56,4 +63,4 @@ class IterationTables:
 
 
 def picoseconds(seconds: float) -> int:
-    return round(seconds * PS_PER_S)
+    return round(float(seconds) * PS_PER_S)

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from control_plane.domain import ClassLoad, InputClass, Load, Shape, Slo
+from control_plane.hardware.energy_table import EnergyTable
 from control_plane.hardware.gpu_model import GpuSpec
 from control_plane.hardware.iteration_tables import IterationTables
 from control_plane.hardware.replica_model import PS_PER_S, ReplicaLimits
@@ -48,11 +49,14 @@ class MachineProfile:
         times: Mapping[int, IterationTables],
         limits: Mapping[int, ReplicaLimits],
         evidence: Evidence,
+        energy_table: EnergyTable | None = None,
     ) -> None:
         unknown = sorted(set(freqs_mhz) - set(gpu.freqs_mhz))
         if unknown:
             raise ValueError(f"{gpu.name} has no clocks {unknown} MHz; it has {gpu.freqs_mhz[0]}..{gpu.freqs_mhz[-1]}")
         self.name, self.gpu, self.slo, self.evidence = name, gpu, slo, evidence
+        self.energy_table = energy_table
+        """Measured energies by request type, where a paper published them for this very machine."""
         self.tps: Sequence[int] = tuple(sorted(times))
         self.freqs_mhz: Sequence[int] = tuple(sorted(freqs_mhz))
         """The clocks policies choose from; the GPU may have more."""
