@@ -22,7 +22,8 @@ from actors.messages import Decision, Forecast, GpuReading, PoolStatus
 from actors.pool_manager import PoolManager
 from control_plane.actions import SetGpuBudget
 from control_plane.domain import ClusterSnapshot, Load, PoolName
-from control_plane.hardware.energy_profile import RooflineProfile
+from control_plane.hardware.machine_profile import MachineProfile
+from control_plane.hardware.profiles import load_profile
 from control_plane.ports import Gpu
 from control_plane.serving.controller import ClusterController, PoolController
 from control_plane.settings import Settings
@@ -55,8 +56,13 @@ class Deployment:
     set_count: Callable[["Deployment", PoolName, int, int], None]
 
     @property
-    def profile(self) -> RooflineProfile:
-        return RooflineProfile(slo=self.settings.slo.slo())
+    def profile(self) -> MachineProfile:
+        return planning_profile(self.settings)
+
+
+def planning_profile(settings: Settings) -> MachineProfile:
+    """The energy profile that plans are made with. Raises ProfileError for an unknown name."""
+    return load_profile(settings.profile, settings.planning_slo())
 
 
 def node_file(run_dir: str, node_id: str) -> Path:
@@ -172,7 +178,7 @@ def start_control_plane(deployment: Deployment, first_load: Load) -> None:
     _start("ClusterManager", CLUSTER_MANAGER, deployment, budgets)
 
 
-def first_budgets(settings: Settings, profile: RooflineProfile, first_load: Load) -> dict[PoolName, int]:
+def first_budgets(settings: Settings, profile: MachineProfile, first_load: Load) -> dict[PoolName, int]:
     """GPUs per pool for the first load."""
     forecast = {pool.pool: first_load.only(pool.input_classes) for pool in settings.pools}
     controller = ClusterController(settings, profile, profile.gpu.idle_w)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
+import rich.markup
 import typer
 import yaml
 from rich.console import Console
@@ -36,13 +37,14 @@ def main() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     signal.signal(signal.SIGTERM, _as_interrupt)
+    from control_plane.hardware.profile_file import ProfileError
     from control_plane.settings import SettingsError
     from control_plane.simulation.traces import TraceError
 
     try:
         app(standalone_mode=False)
-    except (WattrayError, SettingsError, TraceError) as error:
-        console.print(f"[red]error:[/] {error}", markup=True, highlight=False)
+    except (WattrayError, SettingsError, TraceError, ProfileError) as error:
+        console.print("[red]error:[/]", rich.markup.escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(2)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
@@ -113,19 +115,16 @@ def status(as_json: JsonOption = False) -> None:
         _print_json(dataclasses.asdict(now))
         return
     console.print(f"{now.power_w / 1000:.2f} kW, {now.energy_j / 1000:.0f} kJ since start, control: {now.control}")
-    table = Table("pool", "GPUs", "load", "plan", "replica", "waiting", "running", "clock")
+    table = Table("pool", "GPUs", "load", "replica", "waiting+running", "clock")
     for pool in now.pools:
         for replica in pool.replicas or (None,):
-            clock = "" if replica is None else str(pool.clocks_mhz.get(replica.replica_id, "full"))
             table.add_row(
                 str(pool.pool),
                 str(pool.gpu_budget),
-                f"{pool.load_rps:.2f} rps",
-                pool.plan,
+                f"{pool.load_rps:.1f} rps",
                 "none" if replica is None else f"{replica.replica_id} TP{replica.tp}",
-                "" if replica is None else str(replica.waiting),
-                "" if replica is None else str(replica.running),
-                clock,
+                "" if replica is None else f"{replica.waiting}+{replica.running}",
+                "" if replica is None else str(pool.clocks_mhz.get(replica.replica_id, "full")),
             )
     Console().print(table)
 

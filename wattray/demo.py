@@ -13,7 +13,6 @@ import ray
 from actors import runtime
 from actors.messages import ControlPlaneStatus, Decision
 from control_plane.domain import Load, ReplicaState, Request
-from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.serving.fleet import load_of
 from control_plane.settings import Settings, parse_settings
 from control_plane.simulation.traces import demo_shape, read_azure, synthetic_conversation, window
@@ -36,10 +35,11 @@ from wattray.report.serving_report import (
 
 DEMO_SETTINGS: dict[str, Any] = {
     "cadence": {"cluster_s": 20.0, "pool_s": 10.0, "frequency_s": 2.0},
-    "sharding": {"scale_down_hold_s": 20.0, "startup_s": 5.0},
-    "forecast": {"bin_s": 5.0, "window_bins": 4},
+    "sharding": {"scale_down_hold_s": 15.0, "startup_s": 5.0, "headroom_ratio": 0.05},
+    "forecast": {"bin_s": 5.0, "window_bins": 4, "quantile_z": 0.5},
 }
-"""A day's decisions in two minutes: the cadences are shortened with it."""
+"""A day's decisions in two minutes: the cadences are shortened with it, and the allowance for noise is smaller because
+windows of seconds are noisy themselves."""
 
 EXPECTED_OUTPUT_TOKENS = 200
 LOOK_EVERY_S = 2.0
@@ -170,7 +170,7 @@ def moment_of(status: ControlPlaneStatus, at_s: float) -> Moment:
 def write_reports(settings: Settings, trace: Sequence[Request], played: Played, out: Path) -> dict[str, Any]:
     """report.json and report.html in ``out``; returns the former's content."""
     slo, gpus = settings.slo.slo(), settings.gpu.count
-    profile = RooflineProfile(slo=slo)
+    profile = runtime.planning_profile(settings)
     replicas, pool = simulate_single_pool(trace, profile, gpus, slo, until_s=played.lasted_s)
     virtual = simulate_wattray(trace, settings, profile, until_s=played.lasted_s)
     completed = [s for s in played.sent if s.error is None]
@@ -224,7 +224,7 @@ def write_reports(settings: Settings, trace: Sequence[Request], played: Played, 
     )
     table = decisions_table(played.decisions, played.began_s)
     sections = [
-        Section("Serving", f"Profile: {profile.description}.", figures),
+        Section("Serving", f"Profile: {profile.name}.", figures),
         Section("Decisions", "Every action of the control plane and why it was taken.", (), table),
     ]
     write_page(out / "report.html", "wattray demo", note, cards, sections)

@@ -15,7 +15,6 @@ from ray import serve
 from actors import runtime
 from actors.runtime import Deployment
 from control_plane.domain import Load
-from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.settings import Settings
 from serve_apps import app
 from serve_apps.naming import ROUTER_APP, pool_app
@@ -183,7 +182,7 @@ def _end_our_share() -> None:
     """On a Ray that is not ours: our applications and actors, nothing else."""
     manager = runtime.actor(runtime.CLUSTER_MANAGER)
     settings: Settings = ray.get(manager.settings.remote(), timeout=15)
-    tps = RooflineProfile().tps
+    tps = runtime.planning_profile(settings).tps
     ours = {ROUTER_APP} | {pool_app(pool.pool, tp) for pool in settings.pools for tp in tps}
     for name in ours & set(serve.status().applications):
         serve.delete(name)
