@@ -18,9 +18,7 @@ LOWER_PART = 0.4
 
 
 def frontier_command(
-    profile: Annotated[
-        Path, typer.Option(help="CSV with stage, instruction, frequency, time, energy per GPU.")
-    ],
+    profile: Annotated[Path, typer.Option(help="CSV with stage, instruction, frequency, time, energy per GPU.")],
     stages: Annotated[int, typer.Option(help="Pipeline stages.")],
     microbatches: Annotated[int, typer.Option(help="Micro-batches per iteration.")],
     blocking_power_w: Annotated[float, typer.Option(help="Power of one GPU that waits, in watts.")],
@@ -34,16 +32,12 @@ def frontier_command(
     ] = 1,
     time_scale: Annotated[float, typer.Option(help="Factor on every time of the profile.")] = 1.0,
     energy_scale: Annotated[float, typer.Option(help="Factor on every energy of the profile.")] = 1.0,
-    resample: Annotated[
-        bool, typer.Option(help="Stretch the profile's stages over another pipeline depth.")
-    ] = False,
+    resample: Annotated[bool, typer.Option(help="Stretch the profile's stages over another pipeline depth.")] = False,
     straggler: Annotated[
         float | None, typer.Option(help="Another pipeline takes this many times T_min: plan for it.")
     ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Write frontier and Gantt pictures here as one HTML file.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write frontier and Gantt pictures here as one HTML file.")] = None,
 ) -> None:
     """Trace the exact time–energy frontier of one training iteration."""
     console = Console(stderr=True)
@@ -87,9 +81,7 @@ def frontier_command(
     _print_summary(report)
 
 
-def _solve(
-    progress: Progress, *, profile_text: str, schedule: str, straggler: float | None, **options: Any
-) -> Any:
+def _solve(progress: Progress, *, profile_text: str, schedule: str, straggler: float | None, **options: Any) -> Any:
     from control_plane.training.frontier import walk_frontier
     from control_plane.training.pipeline import build_dag, gpipe
     from control_plane.training.planner import JobSpec, solve

@@ -98,9 +98,7 @@ class Frontier:
         else:
             i = min(i, self.breakpoints - 1)
             slope_w = float(self.slope_w[i - 1])
-            effective_j = float(self.effective_j[i - 1]) + slope_w * max(
-                0.0, float(self.time_s[i - 1]) - time_s
-            )
+            effective_j = float(self.effective_j[i - 1]) + slope_w * max(0.0, float(self.time_s[i - 1]) - time_s)
         charged_s = max(deadline_s, time_s)
         if time_s <= self.t_min_s:
             regime = Regime.FASTEST

@@ -146,9 +146,7 @@ def zero_bubble(stages: int, microbatches: int) -> Schedule:
                 program.append(Instruction(BACKWARD_WEIGHT, m - stage))
             if m + warmup < microbatches:
                 program.append(Instruction(FORWARD, m + warmup))
-        program.extend(
-            Instruction(BACKWARD_WEIGHT, m) for m in range(max(0, microbatches - stage), microbatches)
-        )
+        program.extend(Instruction(BACKWARD_WEIGHT, m) for m in range(max(0, microbatches - stage), microbatches))
         order.append(tuple(program))
     return Schedule("zero-bubble", microbatches, 1, tuple(order))
 
@@ -189,13 +187,9 @@ def schedule_named(name: str, stages: int, microbatches: int, chunks: int = 1) -
     if name == "interleaved-1f1b":
         return interleaved_1f1b(stages, microbatches, chunks)
     if name not in plain:
-        raise ValueError(
-            f"unknown schedule {name!r}, expected one of {', '.join([*plain, 'interleaved-1f1b'])}"
-        )
+        raise ValueError(f"unknown schedule {name!r}, expected one of {', '.join([*plain, 'interleaved-1f1b'])}")
     if chunks != 1:
-        raise ValueError(
-            f"schedule {name!r} has one chunk per stage, got chunks {chunks}; use interleaved-1f1b"
-        )
+        raise ValueError(f"schedule {name!r} has one chunk per stage, got chunks {chunks}; use interleaved-1f1b")
     return plain[name](stages, microbatches)
 
 
@@ -247,9 +241,7 @@ def build_dag(
                     edges.append((before, op))
             elif transfer_time_s > 0:
                 edges += [(before, len(tasks)), (len(tasks), op)]
-                tasks.append(
-                    Task(needed.stage, f"send_{needed.instruction}", needed.microbatch, needed.chunk)
-                )
+                tasks.append(Task(needed.stage, f"send_{needed.instruction}", needed.microbatch, needed.chunk))
                 kind.append(transfer_kind)
             else:
                 edges.append((before, op))
@@ -267,9 +259,7 @@ def _needs(task: Task, schedule: Schedule, place: Mapping[Task, int]) -> list[Ta
             found = Task(stage, name, task.microbatch, chunk)
             if found in place:
                 return [found]
-        raise ValueError(
-            f"{task} needs {' or '.join(names)} {task.microbatch} on stage {stage}, which never runs it"
-        )
+        raise ValueError(f"{task} needs {' or '.join(names)} {task.microbatch} on stage {stage}, which never runs it")
 
     match task.instruction:
         case "forward":

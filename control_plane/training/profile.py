@@ -49,9 +49,7 @@ class Profile:
     def instructions(self) -> frozenset[str]:
         return frozenset(instruction for _, instruction in self.choices)
 
-    def scaled(
-        self, time_scale: float = 1.0, energy_scale: float = 1.0, gpus_per_stage: int = 1
-    ) -> "Profile":
+    def scaled(self, time_scale: float = 1.0, energy_scale: float = 1.0, gpus_per_stage: int = 1) -> "Profile":
         """The profile of a whole stage of `gpus_per_stage` equal GPUs: tensor parallelism by replication."""
         for name, factor in (("time scale", time_scale), ("energy scale", energy_scale)):
             if not (math.isfinite(factor) and factor > 0):
@@ -111,9 +109,7 @@ def read_profile(text: str) -> Profile:
     header = [name.strip().lower() for name in next(rows, [])]
     if not any(header):
         raise ProfileError("row 1: the profile is empty, expected the header " + ",".join(COLUMNS))
-    setting = (
-        POWER_LIMIT_COLUMN if POWER_LIMIT_COLUMN in header and "frequency" not in header else "frequency"
-    )
+    setting = POWER_LIMIT_COLUMN if POWER_LIMIT_COLUMN in header and "frequency" not in header else "frequency"
     wanted = tuple(setting if name == "frequency" else name for name in COLUMNS)
     for name in wanted:
         if header.count(name) != 1:
@@ -203,6 +199,4 @@ def _check_coverage(choices: Mapping[ComputationKey, tuple[Choice, ...]]) -> Non
             raise ProfileError(f"column stage: stage {stage} is missing, the highest is {max(stages)}")
         for instruction in sorted(instructions):
             if (stage, instruction) not in choices:
-                raise ProfileError(
-                    f"column instruction: stage {stage} has no {instruction!r}, other stages have it"
-                )
+                raise ProfileError(f"column instruction: stage {stage} has no {instruction!r}, other stages have it")

@@ -13,9 +13,7 @@ FloatArray = NDArray[np.float64]
 
 
 @compiled
-def earliest_finish(
-    before_first: IntArray, before: IntArray, order: IntArray, durations_s: FloatArray
-) -> FloatArray:
+def earliest_finish(before_first: IntArray, before: IntArray, order: IntArray, durations_s: FloatArray) -> FloatArray:
     finish_s = np.zeros(len(order))
     for op in order:
         start_s = 0.0

@@ -45,9 +45,7 @@ class HighsOracle:
                 cost.append(saved_j / self._scale_j / ((slow.time_s - fast.time_s) / self._scale_s))
             duration_at.append(parts)
         for before, after in dag.edges:
-            entries.append(
-                [(int(after), 1.0), (int(before), -1.0), *((c, 1.0) for c, _ in duration_at[before][1:])]
-            )
+            entries.append([(int(after), 1.0), (int(before), -1.0), *((c, 1.0) for c, _ in duration_at[before][1:])])
             rhs.append(duration_at[before][0][1])
         self._deadline_rows = range(len(rhs), len(rhs) + ops)
         for op in range(ops):

@@ -63,9 +63,7 @@ def test_frontier_equals_highs_on_random_dags(dag: Dag) -> None:
 
 @given(random_dags(), st.floats(0, 1), st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
-def test_more_time_never_costs_effective_energy_and_the_frontier_is_convex(
-    dag: Dag, a: float, b: float
-) -> None:
+def test_more_time_never_costs_effective_energy_and_the_frontier_is_convex(dag: Dag, a: float, b: float) -> None:
     frontier = walk_frontier(dag)
     span_s = frontier.t_star_s - frontier.t_min_s
     early, late = sorted((frontier.t_min_s + a * span_s, frontier.t_min_s + b * span_s))

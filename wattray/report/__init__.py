@@ -1,1 +1,1 @@
-"""Pictures and pages of what the planners did."""
+"""Self-contained HTML reports."""

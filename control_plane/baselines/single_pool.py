@@ -1,0 +1,46 @@
+"""The strong static baseline: one pool of TP8 replicas at the highest clock, sized by search (DynamoLLM's
+SinglePool, sized as well as an expert who knew the trace would)."""
+
+from collections.abc import Sequence
+
+from control_plane.actions import SetReplicas, Step
+from control_plane.domain import PoolName, ReplicaId, ReplicaView
+from control_plane.serving.routing import Candidate, RouterLedger
+
+POOL = PoolName("single-pool")
+
+
+class SinglePool:
+    """``replicas`` equal replicas, never changed; each request goes to the one with the quickest first token."""
+
+    def __init__(self, replicas: int, tp: int = 8) -> None:
+        self._replicas, self._tp = replicas, tp
+        self.ledger = RouterLedger()
+
+    def first_replicas(self) -> Sequence[SetReplicas]:
+        return (SetReplicas(POOL, self._tp, self._replicas, "static"),)
+
+    def route(
+        self, now_s: float, request_id: str, input_tokens: int, candidates: Sequence[Candidate]
+    ) -> tuple[PoolName, ReplicaId] | None:
+        del now_s
+        quickest = min(
+            candidates,
+            key=lambda c: (self.ledger.expected_ttft_s(c, input_tokens), c.replica_id),
+            default=None,
+        )
+        if quickest is None:
+            return None
+        self.ledger.assigned(request_id, quickest.replica_id, input_tokens)
+        return quickest.pool, quickest.replica_id
+
+    def first_token(self, request_id: str, replica_id: ReplicaId) -> None:
+        self.ledger.first_token(request_id, replica_id)
+
+    def ended(self, request_id: str, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
+        del input_tokens, output_tokens
+        self.ledger.ended(request_id, replica_id)
+
+    def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step:
+        del replicas
+        return Step((), now_s + 3600.0)

@@ -1,0 +1,187 @@
+"""Every setting in one frozen tree, each with its unit and a why for its default; unknown keys are refused.
+
+Read once at the edge; each policy is handed its own part.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from control_plane.domain import InputClass, PoolName, Slo
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or out of range; the message names the field, the value and the fix."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SloSettings(_Part):
+    """Limits in seconds; DynamoLLM Table II."""
+
+    ttft_short_s: float = Field(0.250, gt=0)
+    ttft_medium_s: float = Field(0.400, gt=0)
+    ttft_long_s: float = Field(2.000, gt=0)
+    tbt_s: float = Field(0.100, gt=0)
+
+    def slo(self) -> Slo:
+        return Slo(self.ttft_short_s, self.ttft_medium_s, self.ttft_long_s, self.tbt_s)
+
+
+class PoolSettings(_Part):
+    """One pool of replicas and the input classes it serves."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")
+    input_classes: tuple[InputClass, ...] = Field(min_length=1)
+    spill_to: str | None = None
+    """Where requests go when this pool has no room: the next higher-performance pool."""
+
+    @property
+    def pool(self) -> PoolName:
+        return PoolName(self.name)
+
+
+class CadenceSettings(_Part):
+    """Slow, costly decisions rarely; quick, cheap ones often (DynamoLLM section IV)."""
+
+    cluster_s: float = Field(1800.0, gt=0)
+    pool_s: float = Field(300.0, gt=0)
+    frequency_s: float = Field(5.0, gt=0)
+
+
+class FrequencySettings(_Part):
+    """When to lower a clock and when to hurry."""
+
+    headroom_ratio: float = Field(0.15, ge=0)
+    """Load is taken this much higher than seen: arrivals are noisy over seconds."""
+    urgent_wait_ratio: float = Field(0.5, gt=0)
+    """A first token waited for longer than this share of its TTFT limit puts the replica at full clock."""
+    dwell_s: float = Field(4.0, ge=0)
+    """A clock is lowered only after this long at the higher one; raised at once."""
+
+
+class ShardingSettings(_Part):
+    """When replicas and tensor parallelism change."""
+
+    headroom_ratio: float = Field(0.20, ge=0)
+    min_replicas: int = Field(1, ge=1)
+    scale_down_hold_s: float = Field(600.0, ge=0)
+    """Fewer or smaller replicas only once that has been enough for this long."""
+    startup_s: float = Field(420.0, ge=0)
+    """Time to a new replica; 6-8 minutes cold (DynamoLLM Table V). Charged before a reconfiguration pays off."""
+
+
+class ForecastSettings(_Part):
+    """Load forecast from arrivals."""
+
+    bin_s: float = Field(60.0, gt=0)
+    window_bins: int = Field(5, ge=1)
+    quantile_z: float = Field(1.3, ge=0)
+    """Upper bound in standard deviations of a Poisson count: 1.3 is about the 90th percentile."""
+    max_growth_ratio: float = Field(3.0, ge=1)
+    """A forecast is never above this many times the highest load seen."""
+
+
+class GpuSettings(_Part):
+    """The GPUs and who may set their clocks."""
+
+    count: int = Field(32, ge=1)
+    driver: Literal["simulated"] = "simulated"
+    control: Literal["recommend", "act"] = "act"
+    """`recommend` computes and logs every clock but sets none."""
+    lease_ttl_s: float = Field(15.0, gt=0)
+    """A lowered clock whose owner has been silent this long is reset."""
+
+
+class ServeSettings(_Part):
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    model_name: str = "llama2-70b"
+    stream_interval_s: float = Field(0.25, ge=0)
+    """Tokens of a stream are sent together this often (the first at once), as vLLM's stream interval does."""
+    overhead_s: float = Field(0.030, ge=0)
+    """Time to first token that network, router and event loops add to the engine's: plans leave room for it."""
+    warm_start: bool = True
+    """Simulated replicas are ready at once; false takes `sharding.startup_s`."""
+
+
+class Settings(_Part):
+    """All of wattray's settings."""
+
+    profile: str = "llama2-70b-h100-current"
+    """Energy profile by name; `wattray profile list` shows them."""
+    slo: SloSettings = SloSettings()
+    pools: tuple[PoolSettings, ...] = (
+        PoolSettings(name="short-medium", input_classes=(InputClass.SHORT, InputClass.MEDIUM), spill_to="long"),
+        PoolSettings(name="long", input_classes=(InputClass.LONG,), spill_to="short-medium"),
+    )
+    """Below about 40 servers nine pools cost more than one, so types are merged by TTFT limit."""
+    cadence: CadenceSettings = CadenceSettings()
+    frequency: FrequencySettings = FrequencySettings()
+    sharding: ShardingSettings = ShardingSettings()
+    forecast: ForecastSettings = ForecastSettings()
+    gpu: GpuSettings = GpuSettings()
+    serve: ServeSettings = ServeSettings()
+
+    @model_validator(mode="after")
+    def _pools_cover_every_class_once(self) -> "Settings":
+        if self.serve.overhead_s >= min(self.slo.ttft_short_s, self.slo.ttft_medium_s, self.slo.ttft_long_s):
+            raise ValueError(f"serve.overhead_s {self.serve.overhead_s} leaves nothing of the tightest TTFT limit")
+        names = [pool.name for pool in self.pools]
+        if len(set(names)) != len(names):
+            raise ValueError(f"pool names must differ, got {names}")
+        served = [cls for pool in self.pools for cls in pool.input_classes]
+        if sorted(served) != sorted(InputClass):
+            raise ValueError(f"pools must serve each of S, M, L exactly once, got {[str(c.value) for c in served]}")
+        for pool in self.pools:
+            if pool.spill_to is not None and (pool.spill_to not in names or pool.spill_to == pool.name):
+                raise ValueError(f"pool {pool.name!r} spills to {pool.spill_to!r}; other pools are {names}")
+        return self
+
+    def planning_slo(self) -> Slo:
+        """The limits that plans must hold inside the engine: the client's, less the overhead on the way."""
+        room_s = self.serve.overhead_s
+        slo = self.slo
+        return Slo(slo.ttft_short_s - room_s, slo.ttft_medium_s - room_s, slo.ttft_long_s - room_s, slo.tbt_s)
+
+    def pool_of(self, input_class: InputClass) -> PoolName:
+        return next(pool.pool for pool in self.pools if input_class in pool.input_classes)
+
+    def pool_settings(self, pool: PoolName) -> PoolSettings:
+        return next(settings for settings in self.pools if settings.pool == pool)
+
+
+def parse_settings(values: Mapping[str, Any], source: str = "settings") -> Settings:
+    """Settings from a mapping (a YAML file's content). Raises SettingsError naming ``source`` and the field."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(source, dict(item)) for item in error.errors())) from None
+
+
+def _explain(source: str, item: dict[str, Any]) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{source}: {path or 'settings'}: {item['msg']} (got {item['input']!r})"
+    known = _known_keys(item["loc"][:-1])
+    close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return f"{source}: unknown setting {path!r}; {hint}"
+
+
+def _known_keys(path: tuple[Any, ...]) -> list[str]:
+    part: type[BaseModel] = Settings
+    for name in path:
+        if isinstance(name, int):
+            part = PoolSettings
+            continue
+        annotation = part.model_fields[name].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            part = annotation
+    return sorted(part.model_fields)
