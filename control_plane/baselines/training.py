@@ -74,9 +74,7 @@ class ZeusPerStage:
     def choices(self, dag: Dag, deadline_s: float) -> tuple[Choice, ...]:
         stage_of_kind = {int(dag.kind[op]): task.stage for op, task in enumerate(dag.tasks)}
         forward_of_stage = {
-            task.stage: dag.computation(op)
-            for op, task in enumerate(dag.tasks)
-            if task.instruction == "forward"
+            task.stage: dag.computation(op) for op, task in enumerate(dag.tasks) if task.instruction == "forward"
         }
         plans = []
         for setting in _settings(dag):
@@ -144,9 +142,7 @@ def _setting(choice: Choice) -> tuple[int, int]:
 
 
 def _settings(dag: Dag) -> list[tuple[int, int]]:
-    return sorted(
-        {_setting(c) for computation in dag.computations for c in computation.measured}, reverse=True
-    )
+    return sorted({_setting(c) for computation in dag.computations for c in computation.measured}, reverse=True)
 
 
 def _at_most(computation: Computation, setting: tuple[int, int]) -> Choice:
@@ -159,9 +155,7 @@ def _spread(dag: Dag, by_kind: list[Choice]) -> tuple[Choice, ...]:
     return tuple(by_kind[kind] for kind in dag.kind)
 
 
-def _thriftiest_in_time(
-    dag: Dag, plans: Iterable[tuple[Choice, ...]], deadline_s: float
-) -> tuple[Choice, ...]:
+def _thriftiest_in_time(dag: Dag, plans: Iterable[tuple[Choice, ...]], deadline_s: float) -> tuple[Choice, ...]:
     """The least energy among the plans in time, blocking power until the deadline included; else the
     fastest."""
     best: tuple[bool, float, tuple[Choice, ...]] | None = None

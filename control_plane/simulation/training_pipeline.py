@@ -81,8 +81,7 @@ def simulate_iteration(
         ops = [op for op, task in enumerate(dag.tasks) if task.stage == stage]
         ops.sort(key=lambda op: (finish_s[op], op))
         spans = tuple(
-            Span(dag.tasks[op], float(finish_s[op] - time_s[op]), float(finish_s[op]), choices[op])
-            for op in ops
+            Span(dag.tasks[op], float(finish_s[op] - time_s[op]), float(finish_s[op]), choices[op]) for op in ops
         )
         # Transfers run beside the stage's computations: they draw no blocking power and take none away.
         busy_s = sum(time_s[op] for op in ops if dag.computation(op).blocking_power_w > 0)

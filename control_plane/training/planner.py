@@ -109,9 +109,7 @@ class PlannerState:
     """Registered jobs and who lags in them."""
 
     jobs: Mapping[JobId, JobSpec] = field(default_factory=lambda: MappingProxyType({}))
-    stragglers: Mapping[JobId, Mapping[PipelineId, Straggler]] = field(
-        default_factory=lambda: MappingProxyType({})
-    )
+    stragglers: Mapping[JobId, Mapping[PipelineId, Straggler]] = field(default_factory=lambda: MappingProxyType({}))
 
     def with_job(self, job: JobId, spec: JobSpec) -> "PlannerState":
         """Registering again replaces the job and forgets its stragglers."""
@@ -141,9 +139,7 @@ class PlannerState:
 
     def next_start_s(self, job: JobId, now_s: float) -> float | None:
         """When an announced straggler begins, if one is still to come: the time to ask for `degree` again."""
-        return min(
-            (s.start_s for s in self.stragglers.get(job, {}).values() if s.start_s > now_s), default=None
-        )
+        return min((s.start_s for s in self.stragglers.get(job, {}).values() if s.start_s > now_s), default=None)
 
     def to_json(self) -> str:
         return json.dumps(

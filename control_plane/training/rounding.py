@@ -94,6 +94,8 @@ class PlanLibrary:
         """The cheapest plan found that ends by the deadline; raises DeadlineError under T_min."""
         problem, frontier = self.problem, self.frontier
         best = rounded(problem, frontier, deadline_s)
+        if deadline_s >= frontier.t_star_s:
+            return best
         point = best.point
         ends_s = [plan.finish_time_s for plan in self.plans]
         split = int(np.searchsorted(ends_s, point.deadline_s, side="right"))
@@ -174,6 +176,9 @@ def prepare(problem: RoundingProblem, frontier: Frontier) -> PlanLibrary:
 
 def rounded(problem: RoundingProblem, frontier: Frontier, deadline_s: float) -> RoundedPlan:
     """A plan with real choices that ends by the deadline; raises DeadlineError under T_min."""
+    if deadline_s >= frontier.t_star_s:
+        last = np.diff(problem.choice_first)[problem.dag.kind] - 1
+        return timed(problem, frontier.within(deadline_s), last)
     relaxed = frontier.relaxed(deadline_s)
     fastest = timed(problem, relaxed.point, np.zeros(len(problem.dag), np.int64))
     plans = (_by_limits(problem, relaxed), _by_windows(problem, relaxed))
@@ -347,9 +352,9 @@ def _lower_hull(found: list[tuple[float, float, IntArray]]) -> list[tuple[float,
     for plan in sorted(found, key=lambda p: (p[0], p[1])):
         if hull and plan[1] >= hull[-1][1]:
             continue
-        while len(hull) >= 2 and (hull[-1][1] - hull[-2][1]) * (plan[0] - hull[-2][0]) >= (
-            plan[1] - hull[-2][1]
-        ) * (hull[-1][0] - hull[-2][0]):
+        while len(hull) >= 2 and (hull[-1][1] - hull[-2][1]) * (plan[0] - hull[-2][0]) >= (plan[1] - hull[-2][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
             hull.pop()
         hull.append(plan)
     return hull

@@ -5,14 +5,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from training.highs_oracle import HighsOracle
-from training.random_dags import random_dags
 from training.profiles_for_tests import synthetic_profile
+from training.random_dags import random_dags
 
 from control_plane.training import pipeline
 from control_plane.training.computation import Choice, Computation
 from control_plane.training.dag import Dag, dag_of_nodes, finish_times
 from control_plane.training.frontier import DeadlineError, Regime, walk_frontier
-
 
 SCHEDULES = {
     "1f1b": pipeline.one_f_one_b(4, 8),
@@ -95,9 +94,7 @@ def test_deadline_under_t_min_says_t_min() -> None:
 
 
 def test_the_all_constant_dag_has_one_point() -> None:
-    frontier = walk_frontier(
-        dag_of_nodes({"a": [Choice(1, 2.0, 5.0)], "b": [Choice(1, 3.0, 7.0)]}, [("a", "b")], 10.0)
-    )
+    frontier = walk_frontier(dag_of_nodes({"a": [Choice(1, 2.0, 5.0)], "b": [Choice(1, 3.0, 7.0)]}, [("a", "b")], 10.0))
     assert (frontier.t_min_s, frontier.t_star_s, frontier.breakpoints) == (5.0, 5.0, 1)
     assert frontier.within(5.0).energy_j == 12.0 + 50.0
     assert list(frontier.relaxed(9.0).duration_s) == [2.0, 3.0]

@@ -72,7 +72,7 @@ def test_an_order_that_waits_for_itself_is_refused_with_its_cycle() -> None:
 
 def test_a_cycle_in_given_nodes_and_edges_is_refused() -> None:
     nodes = {name: [Choice(1, 1.0, 1.0)] for name in "abc"}
-    with pytest.raises(CycleError, match="a.*waits for"):
+    with pytest.raises(CycleError, match=r"a.*waits for"):
         dag_of_nodes(nodes, [("a", "b"), ("b", "c"), ("c", "a")])
     with pytest.raises(ValueError, match="'d', which is not a node"):
         dag_of_nodes(nodes, [("a", "d")])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from training.random_dags import random_dags
 from training.profiles_for_tests import measured_profile, synthetic_profile
+from training.random_dags import random_dags
 
 from control_plane.training import pipeline
 from control_plane.training.computation import Choice, profile_of
@@ -44,9 +44,7 @@ def test_no_plan_ever_overruns_and_none_beats_the_bound(dag: Dag, parts: list[fl
         ("gpt3-175b+a40_bf16", 70.38, 0.0065, 0.014),
     ],
 )
-def test_gap_to_the_bound_on_measured_profiles(
-    name: str, blocking_power_w: float, mean: float, most: float
-) -> None:
+def test_gap_to_the_bound_on_measured_profiles(name: str, blocking_power_w: float, mean: float, most: float) -> None:
     dag = pipeline.build_dag(pipeline.one_f_one_b(8, 96), measured_profile(name), 8 * blocking_power_w)
     library = library_of(dag)
     frontier = library.frontier

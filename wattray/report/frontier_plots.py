@@ -87,8 +87,7 @@ def gantt_figure(before: IterationTimeline, after: IterationTimeline) -> go.Figu
                 **bounds,
             },
             hovertext=[
-                f"{span.task}<br>{_level(span.choice)} · {span.energy_j:.1f} J<br>"
-                f"{span.start_s:.4f}–{span.end_s:.4f} s"
+                f"{span.task}<br>{_level(span.choice)} · {span.energy_j:.1f} J<br>{span.start_s:.4f}–{span.end_s:.4f} s"
                 for _, span in spans
             ],
             hoverinfo="text",
