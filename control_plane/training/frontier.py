@@ -113,6 +113,13 @@ class Frontier:
             regime=regime,
         )
 
+    def in_steps(self, step_s: float) -> tuple[FrontierPoint, ...]:
+        """The frontier as the paper walks it, in fixed steps from T* down to T_min: a reference to compare with."""
+        if not step_s > 0:
+            raise ValueError(f"step must be positive, got {step_s} s")
+        steps = int((self.t_star_s - self.t_min_s) / step_s)
+        return tuple(self.within(self.t_star_s - i * step_s) for i in range(steps + 1))
+
     def relaxed(self, deadline_s: float) -> RelaxedPlan:
         """The plan behind `within(deadline_s)`: walk on from the last state kept before it."""
         point = self.within(deadline_s)

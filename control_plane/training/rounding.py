@@ -10,8 +10,10 @@ import numpy as np
 from control_plane.training.dag import Dag, FloatArray, IntArray, finish_times, predecessors, successors
 from control_plane.training.frontier import Frontier, FrontierPoint, RelaxedPlan
 from control_plane.training.profile import Choice
-from control_plane.training.rounding_kernel import choose_within, improve, slowest_by, splice
+from control_plane.training.rounding_kernel import choose_within, improve, repair, slowest_by, splice
 from control_plane.training.timing import latest_finish
+
+MOST_KINDS_IN_A_ROUND = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,23 @@ class RoundingSettings:
     fewest_plans: int = 48
     low_end: float = 1.5
     """Exponent of the library's deadlines: above 1 they crowd near T_min, where jobs run."""
+    periodic_every: int = 4
+    """Every which deadline of the library also tries a plan that repeats itself: worth most near T_min."""
     neighbours: int = 3
     """Library plans tried on either side of a deadline."""
     buckets: int = 128
     """Finish times kept apart per computation in the dynamic programme."""
-    sweeps: int = 4
+    sweeps: int = 12
+    """Visits of every chain in one search; a sweep of 1,500 computations takes half a millisecond."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PeriodMenu:
+    """What one round of a chain may cost: Pareto combinations of one choice per kind, by rising time."""
+
+    kinds: tuple[int, ...]
+    time_s: FloatArray
+    choices: IntArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +60,7 @@ class RoundingProblem:
     choice_effective_j: FloatArray
     path_first: IntArray
     path_ops: IntArray
+    menus: tuple[PeriodMenu, ...]
 
     def rows(self, chosen: IntArray) -> IntArray:
         return self.choice_first[self.dag.kind] + chosen
@@ -124,7 +139,7 @@ class PlanLibrary:
                             chosen,
                         ):
                             best = _cheaper(best, _filled(problem, point, chosen))
-        return _cheaper(best, _improved(problem, best))
+        return _cheaper(best, *_improved(problem, best))
 
 
 def rounding_problem(dag: Dag, settings: RoundingSettings | None = None) -> RoundingProblem:
@@ -148,6 +163,7 @@ def rounding_problem(dag: Dag, settings: RoundingSettings | None = None) -> Roun
         choice_effective_j=np.array([computation.effective_j(choice) for choice, computation in listed]),
         path_first=path_first,
         path_ops=np.array([op for path in paths for op in path], np.int64),
+        menus=tuple(_period_menu(dag, path) for path in paths),
     )
 
 
@@ -157,32 +173,44 @@ def prepare(problem: RoundingProblem, frontier: Frontier) -> PlanLibrary:
     count = settings.library_work // len(problem.dag)
     count = min(settings.most_plans, max(settings.fewest_plans, count))
     span_s = frontier.t_star_s - frontier.t_min_s
-    found: list[tuple[float, float, IntArray]] = []
-    for deadline_s in frontier.t_min_s + span_s * np.linspace(0, 1, count) ** settings.low_end:
-        relaxed = frontier.relaxed(float(deadline_s))
-        for plan in (_by_limits(problem, relaxed), _by_windows(problem, relaxed)):
-            if plan is not None:
-                effective_j = plan.energy_j - problem.dag.blocking_power_w * plan.point.deadline_s
-                found.append((plan.finish_time_s, effective_j, plan.chosen))
+    found: list[RoundedPlan] = []
+    deadlines_s = frontier.t_min_s + span_s * np.linspace(0, 1, count) ** settings.low_end
+    for i, deadline_s in enumerate(deadlines_s.tolist()):
+        found += _first_plans(problem, frontier, deadline_s)
+        if i % settings.periodic_every == 0 and deadline_s < frontier.t_star_s:
+            periodic = _by_period(problem, frontier.relaxed(deadline_s))
+            found += [] if periodic is None else [periodic]
+    polished: list[RoundedPlan] = []
+    for plan in _lower_hull(problem.dag, found):
+        own = timed(problem, frontier.within(max(plan.finish_time_s, frontier.t_min_s)), plan.chosen)
+        polished += [own, *_improved(problem, own)]
     return PlanLibrary(
         problem,
         frontier,
         tuple(
-            LibraryPlan(end_s, effective_j, chosen, _turns(problem, chosen))
-            for end_s, effective_j, chosen in _lower_hull(found)
+            LibraryPlan(plan.finish_time_s, _effective_j(problem.dag, plan), plan.chosen, _turns(problem, plan.chosen))
+            for plan in _lower_hull(problem.dag, polished)
         ),
     )
 
 
 def rounded(problem: RoundingProblem, frontier: Frontier, deadline_s: float) -> RoundedPlan:
     """A plan with real choices that ends by the deadline; raises DeadlineError under T_min."""
+    return min(_first_plans(problem, frontier, deadline_s), key=lambda plan: plan.energy_j)
+
+
+def _first_plans(problem: RoundingProblem, frontier: Frontier, deadline_s: float) -> list[RoundedPlan]:
+    """Every quick way to real clocks by this deadline; never empty."""
     if deadline_s >= frontier.t_star_s:
         last = np.diff(problem.choice_first)[problem.dag.kind] - 1
-        return timed(problem, frontier.within(deadline_s), last)
+        return [timed(problem, frontier.within(deadline_s), last)]
     relaxed = frontier.relaxed(deadline_s)
-    fastest = timed(problem, relaxed.point, np.zeros(len(problem.dag), np.int64))
-    plans = (_by_limits(problem, relaxed), _by_windows(problem, relaxed))
-    return _cheaper(fastest, *plans)
+    plans = [
+        timed(problem, relaxed.point, np.zeros(len(problem.dag), np.int64)),
+        _by_limits(problem, relaxed),
+        _by_windows(problem, relaxed),
+    ]
+    return [plan for plan in plans if plan is not None]
 
 
 def timed(problem: RoundingProblem, point: FrontierPoint, chosen: IntArray) -> RoundedPlan:
@@ -309,34 +337,91 @@ def _filled(problem: RoundingProblem, point: FrontierPoint, chosen: IntArray) ->
     return None
 
 
-def _improved(problem: RoundingProblem, plan: RoundedPlan) -> RoundedPlan | None:
-    dag, sweeps = problem.dag, problem.settings.sweeps
-    paths = len(problem.path_first) - 1
-    rng = np.random.default_rng(len(dag))
-    chosen = plan.chosen.copy()
-    improve(
+def _by_period(problem: RoundingProblem, relaxed: RelaxedPlan) -> RoundedPlan | None:
+    """Every chain repeats its cheapest round within the pace of the slowest; then ends are sped up to fit."""
+    dag = problem.dag
+    duration_s = relaxed.duration_s
+    typical_s = [
+        float(np.median(duration_s[dag.kind == kind])) if (dag.kind == kind).any() else 0.0
+        for kind in range(len(dag.computations))
+    ]
+    period_s = max(sum(typical_s[kind] for kind in menu.kinds) for menu in problem.menus)
+    by_kind = np.zeros(len(dag.computations), np.int64)
+    for menu in problem.menus:
+        round_ = int(np.searchsorted(menu.time_s, period_s * (1 + 1e-12), side="right")) - 1
+        by_kind[list(menu.kinds)] = menu.choices[max(0, round_)]
+    chosen = by_kind[dag.kind]
+    if not repair(
         problem.before_first,
         problem.before,
-        problem.after_first,
-        problem.after,
         dag.order,
         dag.kind,
         problem.choice_first,
         problem.choice_time_s,
         problem.choice_effective_j,
-        problem.path_first,
-        problem.path_ops,
-        np.concatenate([rng.permutation(paths) for _ in range(sweeps)]),
-        np.repeat(rng.random(sweeps), paths),
-        plan.point.deadline_s,
-        problem.settings.buckets,
+        relaxed.point.deadline_s,
         chosen,
+    ):
+        return None
+    return _filled(problem, relaxed.point, chosen)
+
+
+def _period_menu(dag: Dag, path: list[int]) -> PeriodMenu:
+    kinds = tuple(dict.fromkeys(int(dag.kind[op]) for op in path))[:MOST_KINDS_IN_A_ROUND]
+    rounds: list[tuple[float, float, tuple[int, ...]]] = [(0.0, 0.0, ())]
+    for kind in kinds:
+        computation = dag.computations[kind]
+        longer = [
+            (time_s + choice.time_s, cost_j + computation.effective_j(choice), (*picked, index))
+            for time_s, cost_j, picked in rounds
+            for index, choice in enumerate(computation.choices)
+        ]
+        rounds = []
+        for candidate in sorted(longer):
+            if not rounds or candidate[1] < rounds[-1][1]:
+                rounds.append(candidate)
+    return PeriodMenu(
+        kinds,
+        np.array([time_s for time_s, _, _ in rounds]),
+        np.array([picked for _, _, picked in rounds], np.int64),
     )
-    return _filled(problem, plan.point, chosen)
+
+
+def _improved(problem: RoundingProblem, plan: RoundedPlan) -> list[RoundedPlan]:
+    """Searches from one plan that differ in where the slack is left: late, early, or by turns."""
+    dag, sweeps = problem.dag, problem.settings.sweeps
+    backwards = np.arange(len(problem.path_first) - 2, -1, -1)
+    found = []
+    for leanings in ((0.0,), (1.0,), (1.0, 0.0)):
+        chosen = plan.chosen.copy()
+        improve(
+            problem.before_first,
+            problem.before,
+            problem.after_first,
+            problem.after,
+            dag.order,
+            dag.kind,
+            problem.choice_first,
+            problem.choice_time_s,
+            problem.choice_effective_j,
+            problem.path_first,
+            problem.path_ops,
+            np.tile(backwards, sweeps),
+            np.repeat(np.resize(leanings, sweeps), len(backwards)),
+            plan.point.deadline_s,
+            problem.settings.buckets,
+            chosen,
+        )
+        found.append(_filled(problem, plan.point, chosen))
+    return [better for better in found if better is not None]
 
 
 def _cheaper(plan: RoundedPlan, *others: RoundedPlan | None) -> RoundedPlan:
     return min((plan, *(other for other in others if other is not None)), key=lambda p: p.energy_j)
+
+
+def _effective_j(dag: Dag, plan: RoundedPlan) -> float:
+    return plan.energy_j - dag.blocking_power_w * plan.point.deadline_s
 
 
 def _turns(problem: RoundingProblem, chosen: IntArray) -> IntArray:
@@ -347,17 +432,19 @@ def _turns(problem: RoundingProblem, chosen: IntArray) -> IntArray:
     return turn
 
 
-def _lower_hull(found: list[tuple[float, float, IntArray]]) -> list[tuple[float, float, IntArray]]:
-    hull: list[tuple[float, float, IntArray]] = []
-    for plan in sorted(found, key=lambda p: (p[0], p[1])):
-        if hull and plan[1] >= hull[-1][1]:
+def _lower_hull(dag: Dag, plans: list[RoundedPlan]) -> list[RoundedPlan]:
+    """Plans that no mixture of two others beats, by rising time."""
+    points = sorted(((p.finish_time_s, _effective_j(dag, p), i) for i, p in enumerate(plans)))
+    hull: list[tuple[float, float, int]] = []
+    for point in points:
+        if hull and point[1] >= hull[-1][1]:
             continue
-        while len(hull) >= 2 and (hull[-1][1] - hull[-2][1]) * (plan[0] - hull[-2][0]) >= (plan[1] - hull[-2][1]) * (
+        while len(hull) >= 2 and (hull[-1][1] - hull[-2][1]) * (point[0] - hull[-2][0]) >= (point[1] - hull[-2][1]) * (
             hull[-1][0] - hull[-2][0]
         ):
             hull.pop()
-        hull.append(plan)
-    return hull
+        hull.append(point)
+    return [plans[i] for _, _, i in hull]
 
 
 def _path_cover(dag: Dag, before_first: IntArray, before: IntArray) -> list[list[int]]:

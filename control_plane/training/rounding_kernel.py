@@ -321,3 +321,54 @@ def splice(
         is_slow = turn[op] < taken if slow_first else turn[op] >= count - taken
         chosen[op] = slow[op] if is_slow else fast[op]
     return taken > 0
+
+
+@compiled
+def repair(
+    before_first: IntArray,
+    before: IntArray,
+    order: IntArray,
+    kind: IntArray,
+    choice_first: IntArray,
+    choice_time_s: FloatArray,
+    choice_cost_j: FloatArray,
+    deadline_s: float,
+    chosen: IntArray,
+) -> bool:
+    """Speed up operations on the critical path, the cheapest second first, until the plan ends by the deadline.
+
+    False if the critical path is at its fastest and still late.
+    """
+    count = len(order)
+    finish_s = np.zeros(count)
+    held_by = np.zeros(count, np.int64)
+    while True:
+        last = order[0]
+        for op in order:
+            start_s = 0.0
+            held_by[op] = -1
+            for i in range(before_first[op], before_first[op + 1]):
+                if held_by[op] < 0 or finish_s[before[i]] > start_s:
+                    start_s = finish_s[before[i]]
+                    held_by[op] = before[i]
+            finish_s[op] = start_s + choice_time_s[choice_first[kind[op]] + chosen[op]]
+            if finish_s[op] > finish_s[last]:
+                last = op
+        if finish_s[last] <= deadline_s:
+            return True
+        late_s = finish_s[last] - deadline_s
+        cheapest = -1
+        least_j_per_s = np.inf
+        op = last
+        while op >= 0:
+            if chosen[op] > 0:
+                row = choice_first[kind[op]] + chosen[op]
+                gained_s = min(choice_time_s[row] - choice_time_s[row - 1], late_s)
+                paid_j_per_s = (choice_cost_j[row - 1] - choice_cost_j[row]) / max(gained_s, 1e-300)
+                if paid_j_per_s < least_j_per_s:
+                    least_j_per_s = paid_j_per_s
+                    cheapest = op
+            op = held_by[op]
+        if cheapest < 0:
+            return False
+        chosen[cheapest] -= 1

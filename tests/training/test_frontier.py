@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from training.highs_oracle import HighsOracle
-from training.profiles_for_tests import synthetic_profile
+from training.profiles_for_tests import measured_profile, synthetic_profile
 from training.random_dags import random_dags
 
 from control_plane.training import pipeline
@@ -104,3 +104,27 @@ def test_one_operation_a_million_times_longer_than_the_rest_keeps_its_frontier_e
     nodes = {i: [Choice(2, 1.0 + i / 7, 9.0), Choice(1, 2.0 + i / 7, 3.0 - i / 5)] for i in range(5)}
     nodes[9] = [Choice(2, 1e6, 5e6), Choice(1, 2e6, 1e6)]
     assert_equals_highs(dag_of_nodes(nodes, [(0, 1), (1, 2), (0, 3), (3, 4), (2, 9), (4, 9)]), deadlines=40)
+
+
+def test_fixed_steps_are_points_of_the_frontier() -> None:
+    frontier = walk_frontier(pipeline.build_dag(SCHEDULES["1f1b"], synthetic_profile(4), 60.0))
+    points = frontier.in_steps(0.5)
+    assert points[0].iteration_time_s == frontier.t_star_s
+    assert points[-1].iteration_time_s - frontier.t_min_s < 0.5
+    assert [p.effective_j for p in points] == sorted(p.effective_j for p in points)
+    with pytest.raises(ValueError, match="positive"):
+        frontier.in_steps(0.0)
+
+
+@pytest.mark.soak
+def test_frontier_equals_highs_on_measured_profiles_at_full_size() -> None:
+    for schedule in (
+        pipeline.one_f_one_b(8, 96),
+        pipeline.gpipe(8, 32),
+        pipeline.interleaved_1f1b(8, 32, 2),
+        pipeline.early_recompute_1f1b(8, 32),
+        pipeline.zero_bubble(8, 32),
+    ):
+        for name, blocking_power_w in (("gpt3-175b+a100_sxm_bf16", 83.64), ("gpt3-175b+a40_bf16", 70.38)):
+            dag = pipeline.build_dag(schedule, measured_profile(name), 8 * blocking_power_w)
+            assert_equals_highs(dag, deadlines=40)

@@ -12,7 +12,13 @@ from control_plane.training.computation import Choice, profile_of
 from control_plane.training.dag import Dag, finish_times
 from control_plane.training.frontier import DeadlineError, walk_frontier
 from control_plane.training.planner import JobSpec, solve
-from control_plane.training.rounding import PlanLibrary, prepare, rounding_problem, without_short_switches
+from control_plane.training.rounding import (
+    PlanLibrary,
+    RoundingSettings,
+    prepare,
+    rounding_problem,
+    without_short_switches,
+)
 
 
 def library_of(dag: Dag) -> PlanLibrary:
@@ -26,8 +32,8 @@ def real_end_s(dag: Dag, choices: tuple[Choice, ...]) -> float:
 @given(random_dags(), st.lists(st.floats(0, 1.1), min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_plan_ever_overruns_and_none_beats_the_bound(dag: Dag, parts: list[float]) -> None:
-    library = library_of(dag)
-    frontier = library.frontier
+    frontier = walk_frontier(dag)
+    library = prepare(rounding_problem(dag, RoundingSettings(most_plans=24, fewest_plans=8)), frontier)
     for part in (0.0, *parts):
         deadline_s = frontier.t_min_s + part * (frontier.t_star_s - frontier.t_min_s)
         plan = library.within(deadline_s)
@@ -41,7 +47,7 @@ def test_no_plan_ever_overruns_and_none_beats_the_bound(dag: Dag, parts: list[fl
     [
         ("gpt3-175b+a100_sxm_bf16", 83.64, 0.001, 0.003),
         ("bloom+a100_sxm_bf16", 83.64, 0.001, 0.003),
-        ("gpt3-175b+a40_bf16", 70.38, 0.0065, 0.014),
+        ("gpt3-175b+a40_bf16", 70.38, 0.0055, 0.011),
     ],
 )
 def test_gap_to_the_bound_on_measured_profiles(name: str, blocking_power_w: float, mean: float, most: float) -> None:
