@@ -42,7 +42,8 @@ def main() -> None:
     from control_plane.simulation.traces import TraceError
 
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer returns the exit code here, also 130 after Ctrl-C
+        sys.exit(code if isinstance(code, int) else 0)
     except (WattrayError, SettingsError, TraceError, ProfileError) as error:
         console.print("[red]error:[/]", rich.markup.escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(2)

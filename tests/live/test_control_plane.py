@@ -12,6 +12,7 @@ import ray
 from tests_support import ROOT
 
 from actors import metrics, runtime
+from control_plane.settings import parse_settings
 from control_plane.simulation.traces import synthetic_conversation
 from serve_apps.naming import pool_app
 from wattray import lifecycle
@@ -193,3 +194,14 @@ def test_one_application_per_pool_and_tensor_parallelism(live) -> None:
     names = set(serve.status().applications)
     assert "router" in names
     assert names - {"router"} <= {pool_app(pool.pool, tp) for pool in live.settings.pools for tp in (2, 4, 8)}
+
+
+def test_a_cluster_without_the_needed_gpus_is_refused_with_both_numbers(live) -> None:
+    wanting = parse_settings({"gpu": {"count": 64}})
+    with pytest.raises(WattrayError, match=r"gpu\.count: 64 GPUs are needed and this Ray cluster has 32"):
+        lifecycle._check_cluster(wanting)
+
+
+def test_a_ray_that_has_a_control_plane_takes_no_second_one(live) -> None:
+    with pytest.raises(WattrayError, match="has a wattray control plane already"):
+        lifecycle._check_cluster(live.settings)
