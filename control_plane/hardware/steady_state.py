@@ -18,17 +18,29 @@ _SHORT_SPREAD, _MEDIUM_SPREAD, _LONG_SPREAD = 1.25, 1.15, 1.40
 OUTPUT_SPREAD = 1.6
 """E[O²] / E[O]² of outputs (Azure 2023 conversations: 1.3-1.7): says how old the contexts being decoded are."""
 
+CONTEXT_SPREAD = 1.6
+"""E[C²] / E[C]² of contexts."""
+
+KV_Z = 3.0
+"""Deviations kept free in the KV cache: it stays full for long once it is, and then everyone waits."""
+
 PREFILL_MIX_SPREAD = 0.6
 """Standard deviation of the tokens prefilled in an iteration over their mean."""
 
 TAIL = 0.01
 """Limits hold for all but this share."""
 
+TAIL_CROWD = 4.0
+"""How many times the mean prefill a late first token shares its pass with."""
+
 TAIL_MARGIN = 1.08
 """On the wait's tail: what the formula was found to be too low by, at most, against ``ReplicaModel``."""
 
 FULLEST = 0.995
 """Above this utilisation there is no steady state to speak of."""
+
+CAUTIOUS_STEPS = 6
+"""Of the search for the mean iteration in which a lack of time is not yet taken for saturation."""
 
 _SHORT, _MEDIUM = InputClass.SHORT, InputClass.MEDIUM
 _NORMAL = NormalDist()
@@ -95,6 +107,8 @@ class _Iterations(NamedTuple):
     """Mean iterations while there is work."""
 
     decoding: float
+    gain: float
+    """By how much a decoder more slows all down: it makes their number swing."""
     mean_s: float
     decode_s: float
     """One without prefill."""
@@ -124,7 +138,8 @@ def steady_state(machine: Machine, parts: Sequence[tuple[InputClass, ClassLoad]]
     held = arrivals.rps * mean_wait_s
     prompt = arrivals.input_tokens / arrivals.rps
     kv_tokens = decoding * arrivals.mean_context + held * prompt
-    kv_deviation = math.sqrt(1.6 * (decoding * arrivals.mean_context**2 + held * prompt**2))
+    swing = decoding / (1.0 - iterations.gain)
+    kv_deviation = math.sqrt(CONTEXT_SPREAD * (swing * arrivals.mean_context**2 + held * prompt**2))
     return OperatingPoint(
         saturated=False,
         utilisation=busy,
@@ -133,8 +148,8 @@ def steady_state(machine: Machine, parts: Sequence[tuple[InputClass, ClassLoad]]
         ttft_p99_s=ttft_p99_s,
         power_w=power_w,
         kv_tokens=kv_tokens,
-        kv_p99_tokens=kv_tokens + _TAIL_Z * kv_deviation,
-        decoding_p99=decoding + _TAIL_Z * math.sqrt(decoding),
+        kv_p99_tokens=kv_tokens + prompt + KV_Z * kv_deviation,
+        decoding_p99=decoding + _TAIL_Z * math.sqrt(swing),
     )
 
 
@@ -191,27 +206,33 @@ def _iterations(machine: Machine, arrivals: _Arrivals) -> _Iterations | None:
     _, rps, input_tokens, decode_tokens, mean_context, attention_s, chunks = arrivals
     context_s = machine.context_s * mean_context
     alone = tokens = min(input_tokens / rps, batch_tokens)
-    decoding = token_s = ratio = mean_s = decode_s = 0.0
-    for _ in range(12):
+    left = decoder_s = decoding = token_s = ratio = mean_s = decode_s = 0.0
+    empty_s = table[0]
+    for step in range(24):
         room = max(1.0, batch_tokens - decoding)
         tokens = min(tokens, room)
-        token_s = (interpolate(table, decoding + tokens) - interpolate(table, decoding)) / tokens
-        one_more_s = interpolate(table, decoding + 1.0)
-        decoder_s = interpolate(table, decoding + 2.0) - one_more_s + context_s
-        decode_s = one_more_s + context_s * (decoding + 1.0)
+        apart = min(tokens / 2, room - tokens)
+        pass_s = (interpolate(table, decoding + tokens - apart) + interpolate(table, decoding + tokens + apart)) / 2
+        token_s = (pass_s - interpolate(table, decoding)) / tokens
+        # The chord from an empty iteration: exact for straight tables and safe for bent ones.
+        decoder_s = (interpolate(table, decoding + 1.0) - empty_s) / (decoding + 1.0) + context_s
         left = 1.0 - input_tokens * token_s - attention_s - decode_tokens * decoder_s
         if left < 1.0 - FULLEST:
-            return None
+            if step > CAUTIOUS_STEPS:
+                return None
+            left = 0.1  # Batching more may yet make it cheaper.
         was = decoding
-        mean_s = (decode_s - decoding * decoder_s) / left
+        mean_s = (empty_s + decoder_s) / left
         decoding = decode_tokens * mean_s
-        decode_s += (decoding - was) * decoder_s
+        decode_s = empty_s + decoder_s * (decoding + 1.0)
         ratio = _prefill_ratio(chunks, mean_s, decode_s)
         ratio = min(1.0, max(ratio, input_tokens * mean_s / room))
         tokens = max(alone, input_tokens * mean_s / ratio)
         if abs(decoding - was) <= 1e-3 * (1.0 + decoding):
             break
-    return _Iterations(decoding, mean_s, decode_s, ratio, tokens, token_s)
+    local_s = interpolate(table, decoding + 2.0) - interpolate(table, decoding + 1.0) + context_s
+    gain = decode_tokens * local_s / max(1.0 - FULLEST, left + decode_tokens * decoder_s)
+    return _Iterations(decoding, min(0.9, gain), mean_s, decode_s, ratio, tokens, token_s)
 
 
 def _prefill_ratio(chunks: float, mean_s: float, decode_s: float) -> float:
@@ -258,9 +279,13 @@ def _first_tokens(
     queue that is met with the probability that something prefills. Gate: whoever comes during an iteration waits for
     its end and shares the next with all who came during it.
     """
-    decode_s, token_s, mean_s = iterations.decode_s, iterations.token_s, iterations.mean_s
-    room = max(1.0, machine.batch_tokens - iterations.decoding)
-    full_s = decode_s - interpolate(machine.iteration_s, iterations.decoding)
+    decode_s, mean_s, decoding = iterations.decode_s, iterations.mean_s, iterations.decoding
+    room = max(1.0, machine.batch_tokens - decoding)
+    # Late first tokens come from crowded passes, where a token may cost more than in the mean.
+    crowd = min(room, TAIL_CROWD * iterations.prefill_tokens)
+    token_s = interpolate(machine.iteration_s, decoding + crowd) - interpolate(machine.iteration_s, decoding)
+    token_s = max(iterations.token_s, token_s / crowd)
+    full_s = decode_s - interpolate(machine.iteration_s, decoding)
     full_s += interpolate(machine.iteration_s, machine.batch_tokens)
     full_token_s = full_s / room
     work1 = work2 = work3 = gate1 = gate2 = 0.0
@@ -287,7 +312,7 @@ def _first_tokens(
     met2 = (mean_s**3 + 3 * mean_s * variance + 2 * variance**2 / random_s) / mean_s
     gate_s = (0.5 + gate1) * met_s
     gate_var = max(0.0, met2 * (1 / 3 + gate1 + gate1**2) + gate2 * met_s - gate_s**2)
-    gate_z, queue_z = _conditional_z(busy), _conditional_z(1.25 * waits)
+    gate_z, queue_z = _conditional_z(busy), _conditional_z(1.5 * waits)
     ttft_p99_s = {}
     for name, _, prompt, spread, attention_s in arrivals.parts:
         longest = longest_input(name, prompt)
