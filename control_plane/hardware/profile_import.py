@@ -29,7 +29,7 @@ from control_plane.hardware.profile_file import (
 
 Model = TypeVar("Model", bound=BaseModel)
 
-TP_TOLERANCE = 0.05
+FEWEST_GPUS, MOST_GPUS = 0.6, 64.0
 LEAST_RUNS = 3
 LARGEST_PASS = 8192
 
@@ -87,19 +87,18 @@ def from_dynamo(
     """
     first = _checked(DynamoPrefill, prefill, f"{source}: prefill")
     rest = _checked(DynamoDecode, decode, f"{source}: decode")
-    isl, ttft_s = _columns(f"{source}: prefill", first.prefill_isl, first.prefill_ttft)
-    usage, context, itl_s = _columns(f"{source}: decode", rest.x_kv_usage, rest.y_context_length, rest.z_itl)
+    isl, ttft_ms = _columns(f"{source}: prefill", first.prefill_isl, first.prefill_ttft)
+    usage, context, itl_ms = _columns(f"{source}: decode", rest.x_kv_usage, rest.y_context_length, rest.z_itl)
     batch = usage * rest.kv_tokens / context
-    tp = _measured_tp(
-        source,
-        isl / (ttft_s / 1e3 * _column(f"{source}: prefill_thpt_per_gpu", first.prefill_thpt_per_gpu, len(isl))),
-        batch / (itl_s / 1e3 * _column(f"{source}: z_thpt_per_gpu", rest.z_thpt_per_gpu, len(itl_s))),
-        target.tp,
-    )
-    context_ms = float(nnls(np.stack([np.ones_like(batch), batch, batch * context], axis=1), itl_s)[0][2])
-    decodes = _means(np.maximum(1.0, np.round(batch)), np.maximum(1e-6, itl_s - context_ms * batch * context))
-    pair_ms = float(nnls(np.stack([np.ones_like(isl), isl, isl**2 / 2], axis=1), ttft_s)[0][2])
-    prefills = _means(np.round(isl), ttft_s - pair_ms * isl**2 / 2)
+    prefill_rates = _column(f"{source}: prefill_thpt_per_gpu", first.prefill_thpt_per_gpu, len(isl))
+    decode_rates = _column(f"{source}: z_thpt_per_gpu", rest.z_thpt_per_gpu, len(itl_ms))
+    ttft_ms, prefill_gpus = _milliseconds(f"{source}: prefill", ttft_ms, isl / prefill_rates)
+    itl_ms, decode_gpus = _milliseconds(f"{source}: decode", itl_ms, batch / decode_rates)
+    tp = target.tp or _measured_tp(source, prefill_gpus, decode_gpus)
+    context_ms = float(nnls(np.stack([np.ones_like(batch), batch, batch * context], axis=1), itl_ms)[0][2])
+    decodes = _means(np.maximum(1.0, np.round(batch)), np.maximum(1e-6, itl_ms - context_ms * batch * context))
+    pair_ms = float(nnls(np.stack([np.ones_like(isl), isl, isl**2 / 2], axis=1), ttft_ms)[0][2])
+    prefills = _means(np.round(isl), ttft_ms - pair_ms * isl**2 / 2)
     largest = max(decodes)
     cells = decodes | {tokens: ms for tokens, ms in prefills.items() if tokens > largest}
     return _profile(
@@ -228,19 +227,25 @@ def _columns(name: str, *columns: Sequence[float]) -> tuple[Floats, ...]:
     return tuple(_column(f"{name}: column {number}", column, len(columns[0])) for number, column in enumerate(columns))
 
 
-def _measured_tp(source: str, prefill_gpus: Floats, decode_gpus: Floats, asked: int | None) -> int:
-    """GPUs of an engine: its throughput over its throughput per GPU."""
-    prefill_tp, decode_tp = float(np.median(prefill_gpus)), float(np.median(decode_gpus))
-    tps = {round(prefill_tp), round(decode_tp)}
-    apart = max(abs(prefill_tp - round(prefill_tp)), abs(decode_tp - round(decode_tp)))
-    if asked is not None:
-        return asked
-    if len(tps) > 1 or apart > TP_TOLERANCE * prefill_tp or min(tps) < 1:
+def _milliseconds(name: str, times: Floats, seconds_on_one_gpu: Floats) -> tuple[Floats, float]:
+    """(times in ms, GPUs of the engine). Throughput per GPU says both how many GPUs ran and the unit: some versions
+    of the profiler write ms and some seconds."""
+    for unit_ms in (1.0, 1e3):
+        gpus = float(np.median(seconds_on_one_gpu / (times * unit_ms / 1e3)))
+        if FEWEST_GPUS <= gpus <= MOST_GPUS:
+            return times * unit_ms, gpus
+    raise ProfileError(f"{name}: times and throughputs per GPU do not belong together: they make {gpus:.3g} GPUs")
+
+
+def _measured_tp(source: str, prefill_gpus: float, decode_gpus: float) -> int:
+    """Decode throughputs include pauses, so they only have to be nearer to this power of two than to another."""
+    prefill_tp, decode_tp = (2 ** round(math.log2(gpus)) for gpus in (prefill_gpus, decode_gpus))
+    if max(1, prefill_tp) != max(1, decode_tp):
         raise ProfileError(
-            f"{source}: prefill was measured on {prefill_tp:.2f} GPUs and decode on {decode_tp:.2f}: "
+            f"{source}: prefill was measured on {prefill_gpus:.2f} GPUs and decode on {decode_gpus:.2f}: "
             "a replica that does both needs both at one TP; give the TP to take them as such"
         )
-    return tps.pop()
+    return int(max(1, prefill_tp))
 
 
 def _means(tokens: Floats, values: Floats) -> dict[int, float]:

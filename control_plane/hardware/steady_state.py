@@ -30,8 +30,14 @@ PREFILL_MIX_SPREAD = 0.6
 TAIL = 0.01
 """Limits hold for all but this share."""
 
-TAIL_CROWD = 4.0
-"""How many times the mean prefill a late first token shares its pass with."""
+TAIL_CROWDS = (1.4, 2.2)
+"""How many times the mean prefill a late first token shares its pass with: two, so that a step is not a cliff."""
+
+TAIL_BEND = 0.25
+"""How much of a crowded pass's extra cost per token the next pass inherits."""
+
+RARE_WAITS = 0.004
+"""Added to the share of arrivals that meet a prefill: near the tail's own size the limit is a cliff."""
 
 TAIL_MARGIN = 1.08
 """On the wait's tail: what the formula was found to be too low by, at most, against ``ReplicaModel``."""
@@ -281,10 +287,15 @@ def _first_tokens(
     """
     decode_s, mean_s, decoding = iterations.decode_s, iterations.mean_s, iterations.decoding
     room = max(1.0, machine.batch_tokens - decoding)
-    # Late first tokens come from crowded passes, where a token may cost more than in the mean.
-    crowd = min(room, TAIL_CROWD * iterations.prefill_tokens)
-    token_s = interpolate(machine.iteration_s, decoding + crowd) - interpolate(machine.iteration_s, decoding)
-    token_s = max(iterations.token_s, token_s / crowd)
+    # Late first tokens come from crowded passes, where a token costs more than in the mean, and the next more still.
+    table, mean_tokens = machine.iteration_s, min(room, iterations.prefill_tokens)
+    fewer, more = (min(room, crowd * mean_tokens) for crowd in TAIL_CROWDS)
+    alone_s, met_s = interpolate(table, decoding), interpolate(table, decoding + mean_tokens)
+    crowded_s = (interpolate(table, decoding + fewer) + interpolate(table, decoding + more)) / 2
+    token_s = next_s = max(iterations.token_s, 2 * (crowded_s - alone_s) / (fewer + more))
+    if fewer > mean_tokens:
+        bend_s = (crowded_s - met_s) / ((fewer + more) / 2 - mean_tokens) - token_s
+        next_s += TAIL_BEND * max(0.0, bend_s)
     full_s = decode_s - interpolate(machine.iteration_s, decoding)
     full_s += interpolate(machine.iteration_s, machine.batch_tokens)
     full_token_s = full_s / room
@@ -295,9 +306,9 @@ def _first_tokens(
         work1 += rps * job_s
         work2 += rps * job_s * spread_s
         work3 += rps * spread_s * spread_s * spread_s
-        own_s = prompt * token_s + attention_s
-        gate1 += rps * own_s
-        gate2 += rps * own_s * own_s * (spread if prompt <= room else room / prompt)
+        met_s = prompt * next_s + attention_s
+        gate1 += rps * met_s
+        gate2 += rps * met_s * met_s * (spread if prompt <= room else room / prompt)
     if work1 >= FULLEST or gate1 >= FULLEST:
         return None
     wait_s = work2 / (2 * (1 - work1))
@@ -308,27 +319,29 @@ def _first_tokens(
     # Moments of the iteration that an arrival falls into: longer ones catch more arrivals.
     variance = gate2 * mean_s / (1 - gate1**2)
     random_s = max(mean_s - decode_s, 1e-9)
-    met_s = (mean_s**2 + variance) / mean_s
+    caught_s = (mean_s**2 + variance) / mean_s
     met2 = (mean_s**3 + 3 * mean_s * variance + 2 * variance**2 / random_s) / mean_s
-    gate_s = (0.5 + gate1) * met_s
-    gate_var = max(0.0, met2 * (1 / 3 + gate1 + gate1**2) + gate2 * met_s - gate_s**2)
-    gate_z, queue_z = _conditional_z(busy), _conditional_z(1.5 * waits)
+    gate_s = (0.5 + gate1) * caught_s
+    gate_var = max(0.0, met2 * (1 / 3 + gate1 + gate1**2) + gate2 * caught_s - gate_s**2)
+    gate_z, queue_z = _conditional_z(busy), _conditional_z(1.1 * waits + RARE_WAITS)
     ttft_p99_s = {}
     for name, _, prompt, spread, attention_s in arrivals.parts:
         longest = longest_input(name, prompt)
         own_s = prompt * token_s + attention_s
-        tail_s = longest * (token_s + longest / 2 * machine.attention_s)
+        pair_s = longest * longest / 2 * machine.attention_s
+        if longest <= room:
+            tail_s = interpolate(table, decoding + longest) - alone_s + pair_s
+        else:
+            tail_s = longest * full_token_s - decode_s + pair_s
         if prompt > room:
             own_s += (prompt / room - 1.0) * decode_s
-        if longest > room:
-            tail_s += (longest / room - 1.0) * decode_s
         own_var = own_s * own_s * (spread - 1.0)
         if gate_z is not None:
-            tail_s = max(tail_s, _quantile(own_s + gate_s, own_var + gate_var, gate_z))
+            tail_s = max(tail_s, TAIL_MARGIN * _quantile(own_s + gate_s, own_var + gate_var, gate_z))
         if queue_z is not None:
-            tail_s = max(tail_s, _quantile(own_s + queue_s, own_var + queue_var, queue_z))
-        ttft_p99_s[name] = decode_s + TAIL_MARGIN * tail_s
-    return ttft_p99_s, max(wait_s, busy * met_s / 2) + decode_s + prefill_tokens * token_s
+            tail_s = max(tail_s, TAIL_MARGIN * _quantile(own_s + queue_s, own_var + queue_var, queue_z))
+        ttft_p99_s[name] = decode_s + tail_s
+    return ttft_p99_s, max(wait_s, busy * caught_s / 2) + decode_s + prefill_tokens * token_s
 
 
 def _conditional_z(share: float) -> float | None:
