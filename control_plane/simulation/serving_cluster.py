@@ -19,8 +19,8 @@ from control_plane.domain import (
     Slo,
     advance,
 )
-from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.hardware.gpu_model import IDLE, GpuState
+from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.replica_model import PS_PER_S, ReplicaModel
 from control_plane.serving.routing import Candidate
 
@@ -103,7 +103,7 @@ class SimulatedCluster:
 
     def __init__(
         self,
-        profile: RooflineProfile,
+        profile: MachineProfile,
         gpus: int,
         fleet: Fleet,
         startup_s: float = 0.0,
@@ -229,6 +229,8 @@ class SimulatedCluster:
                 case SetReplicas():
                     self._scale(action)
                 case SetFrequency():
+                    if action.replica_id not in self._replicas:
+                        continue  # drained by an action before this one
                     replica = self._replicas[action.replica_id]
                     now_ns = self._now_ps // PS_PER_NS
                     replica.gpu = replica.gpu.locked(self._profile.gpu, now_ns, action.freq_mhz)
@@ -343,7 +345,7 @@ class SimulatedCluster:
         )
 
 
-def candidate_of(profile: RooflineProfile, replica_id: ReplicaId, pool: PoolName, tp: int) -> Candidate:
+def candidate_of(profile: MachineProfile, replica_id: ReplicaId, pool: PoolName, tp: int) -> Candidate:
     """A replica as the router ranks it: its speed at full clock."""
     times = profile.times(tp)
     top = profile.max_freq_mhz

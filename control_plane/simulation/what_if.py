@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from control_plane.baselines.single_pool import SinglePool
 from control_plane.domain import Request, Slo
-from control_plane.hardware.energy_profile import RooflineProfile
+from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.serving.fleet import ServingFleet, load_of
 from control_plane.settings import Settings
 from control_plane.simulation.serving_cluster import Simulated, SimulatedCluster
 
 
 def simulate_wattray(
-    trace: Sequence[Request], settings: Settings, profile: RooflineProfile, until_s: float | None = None
+    trace: Sequence[Request], settings: Settings, profile: MachineProfile, until_s: float | None = None
 ) -> Simulated:
     """wattray on a trace: started warm for the load of its first minute, as `wattray up` with that hint is."""
     first = [r for r in trace if r.arrival_s < 60.0]
@@ -29,7 +29,7 @@ def simulate_wattray(
 
 def simulate_single_pool(
     trace: Sequence[Request],
-    profile: RooflineProfile,
+    profile: MachineProfile,
     gpus: int,
     slo: Slo,
     until_s: float | None = None,
