@@ -66,6 +66,8 @@ class Machine:
     batch_tokens: int
     batch_requests: int
     kv_tokens: int
+    straight: bool
+    """Whether iterations rise straight with their tokens: then nothing needs to be searched for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,17 +216,21 @@ def _iterations(machine: Machine, arrivals: _Arrivals) -> _Iterations | None:
     alone = tokens = min(input_tokens / rps, batch_tokens)
     left = decoder_s = decoding = token_s = ratio = mean_s = decode_s = 0.0
     empty_s = table[0]
+    straight_s = (table[machine.batch_tokens] - empty_s) / batch_tokens if machine.straight else None
     for step in range(24):
         room = max(1.0, batch_tokens - decoding)
         tokens = min(tokens, room)
-        apart = min(tokens / 2, room - tokens)
-        pass_s = (interpolate(table, decoding + tokens - apart) + interpolate(table, decoding + tokens + apart)) / 2
-        token_s = (pass_s - interpolate(table, decoding)) / tokens
-        # The chord from an empty iteration: exact for straight tables and safe for bent ones.
-        decoder_s = (interpolate(table, decoding + 1.0) - empty_s) / (decoding + 1.0) + context_s
+        if straight_s is not None:
+            token_s, decoder_s = straight_s, straight_s + context_s
+        else:
+            apart = min(tokens / 2, room - tokens)
+            spread_s = interpolate(table, decoding + tokens - apart) + interpolate(table, decoding + tokens + apart)
+            token_s = (spread_s / 2 - interpolate(table, decoding)) / tokens
+            # The chord from an empty iteration: safe where iterations bend.
+            decoder_s = (interpolate(table, decoding + 1.0) - empty_s) / (decoding + 1.0) + context_s
         left = 1.0 - input_tokens * token_s - attention_s - decode_tokens * decoder_s
         if left < 1.0 - FULLEST:
-            if step > CAUTIOUS_STEPS:
+            if step > CAUTIOUS_STEPS or straight_s is not None:
                 return None
             left = 0.1  # Batching more may yet make it cheaper.
         was = decoding
@@ -232,13 +238,15 @@ def _iterations(machine: Machine, arrivals: _Arrivals) -> _Iterations | None:
         decoding = min(decode_tokens * mean_s, 2.0 * machine.batch_requests)
         decode_s = empty_s + decoder_s * (decoding + 1.0)
         ratio = _prefill_ratio(chunks, mean_s, decode_s)
-        ratio = min(1.0, max(ratio, input_tokens * mean_s / room))
+        ratio = min(1.0, max(ratio, input_tokens * mean_s / max(1.0, batch_tokens - decoding)))
         tokens = max(alone, input_tokens * mean_s / ratio)
-        if abs(decoding - was) <= 1e-3 * (1.0 + decoding):
+        if straight_s is not None or abs(decoding - was) <= 1e-3 * (1.0 + decoding):
             break
     if decoding > machine.batch_requests:
         return None
-    local_s = interpolate(table, decoding + 2.0) - interpolate(table, decoding + 1.0) + context_s
+    local_s = decoder_s
+    if straight_s is None:
+        local_s = interpolate(table, decoding + 2.0) - interpolate(table, decoding + 1.0) + context_s
     gain = decode_tokens * local_s / max(1.0 - FULLEST, left + decode_tokens * decoder_s)
     return _Iterations(decoding, min(0.9, gain), mean_s, decode_s, ratio, tokens, token_s)
 
@@ -298,7 +306,9 @@ def _first_tokens(
     room = max(1.0, machine.batch_tokens - decoding)
     empty_s = interpolate(table, decoding)
     full_token_s = (decode_s + interpolate(table, machine.batch_tokens) - empty_s) / room
-    token_s, next_s = _crowded_token_s(table, iterations, room, empty_s)
+    token_s = next_s = iterations.token_s
+    if not machine.straight:
+        token_s, next_s = _crowded_token_s(table, iterations, room, empty_s)
     queued = _queue(arrivals, full_token_s, prefill_share)
     gated = _gate(arrivals, iterations, next_s, room, busy)
     if queued is None or gated is None:

@@ -1,4 +1,4 @@
-"""The Poisson harness as fixtures: tests here are no package, so nothing can import it by name."""
+"""The benchmark scripts that tests use, as fixtures: nothing can import them by name."""
 
 import importlib.util
 import sys
@@ -7,8 +7,7 @@ from types import ModuleType
 
 import pytest
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def load_module(path: Path) -> ModuleType:
@@ -24,12 +23,11 @@ def load_module(path: Path) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def poisson() -> ModuleType:
-    return load_module(HERE / "poisson_replica.py")
+    return load_module(ROOT / "benchmarks" / "profiles" / "poisson_replica.py")
 
 
 @pytest.fixture(scope="session")
 def fit() -> ModuleType:
-    """benchmarks/profiles/fit.py."""
     return load_module(ROOT / "benchmarks" / "profiles" / "fit.py")
 
 
