@@ -27,6 +27,10 @@ class CoalescedReplica:
         "_attention",
         "_busy_ps",
         "_columns",
+        "_energy_wps",
+        "_finished_ps",
+        "_note_iterations",
+        "_note_spell",
         "_context",
         "_context_ps",
         "_decoding",
@@ -71,12 +75,11 @@ class CoalescedReplica:
         self.born_ps = now_ps
         self._tables = tables
         self._columns = columns
+        self._finished_ps, self._energy_wps = columns.finished_ps, columns.energy_wps
         self._gaps = TokenGaps.none()
-        self._room, self._most_requests, self._most_tokens = (
-            limits.kv_tokens,
-            limits.batch_requests,
-            limits.batch_tokens,
-        )
+        self._note_spell, self._note_iterations = self._gaps.duration_ps.append, self._gaps.iterations.append
+        self._room = limits.kv_tokens
+        self._most_requests, self._most_tokens = limits.batch_requests, limits.batch_tokens
         self._context_ps = tables.context_ps
         self._settle_ps = max(1, tables.gpu.settle_ns * 1000)
         # (order, key, input, output, generated, KV has arrived)
@@ -138,6 +141,7 @@ class CoalescedReplica:
     def take_gaps(self) -> TokenGaps:
         """The token gaps since the last time, those of requests that still decode up to now."""
         taken, self._gaps = self._gaps, TokenGaps.none()
+        self._note_spell, self._note_iterations = self._gaps.duration_ps.append, self._gaps.iterations.append
         spells = len(taken.iterations)
         for _, _, key, _, _, _, since in self._finishing:
             taken.request.append(key)
@@ -170,43 +174,42 @@ class CoalescedReplica:
 
     def fire(self, now_ps: int) -> Sequence[int]:
         """End the spell, at ``wake_ps``, and begin the next. Returns who is complete."""
-        columns = self._columns
         repeats = self._repeats
-        decoding = self._decoding
         lasted_ps = now_ps - self._start
         energy = self._power * lasted_ps
-        each = energy / self._tokens
         self._energy += energy
         self._busy_ps += lasted_ps
+        each = energy / self._tokens
         seat = self._seat_energy = self._seat_energy + each
         iteration = self._iterations = self._iterations + repeats
+        decoding = self._decoding
         context = self._context + decoding * repeats
-        gaps = self._gaps
-        spells = gaps.duration_ps
-        spells.append(lasted_ps)
-        gaps.iterations.append(repeats)
+        self._note_spell(lasted_ps)
+        self._note_iterations(repeats)
         finishing = self._finishing
-        finished: list[int] | Sequence[int] = _NOBODY
+        finished: Sequence[int] = _NOBODY
         if finishing and finishing[0][0] == iteration:
             done: list[int] = []
             finished = done
-            spell = len(spells)
+            gaps = self._gaps
+            spell = len(gaps.iterations)
             while finishing and finishing[0][0] == iteration:
                 _, _, key, total, _, paid, since = heappop(finishing)
                 context -= total
                 decoding -= 1
                 done.append(key)
-                columns.finished_ps[key] = now_ps
-                columns.energy_wps[key] += seat - paid
+                self._finished_ps[key] = now_ps
+                self._energy_wps[key] += seat - paid
                 gaps.request.append(key)
                 gaps.from_spell.append(since)
                 gaps.to_spell.append(spell)
         self._decoding, self._context = decoding, context
         if self._prefill_tokens:
             finished = self._end_prefill(now_ps, each, finished)
+            decoding, context = self._decoding, self._context
         elif self.first_tokens:
             self.first_tokens = _NOBODY
-        if self._decoding and self._context + self._reserved + self._decoding > self._room:
+        if decoding and context + self._reserved + decoding > self._room:
             self._preempt_until_it_fits(now_ps)
         self._begin(now_ps)
         return finished
@@ -256,8 +259,8 @@ class CoalescedReplica:
             remaining = output_tokens - generated - 1
             if remaining == 0:
                 finished = [*finished, key]
-                columns.finished_ps[key] = now_ps
-                columns.energy_wps[key] += paid
+                self._finished_ps[key] = now_ps
+                self._energy_wps[key] += paid
             else:
                 self._decoding += 1
                 self._context += prompt + 1
@@ -381,7 +384,7 @@ class CoalescedReplica:
             to_come = end - self._iterations
             self._decoding -= 1
             self._context -= total - to_come
-            self._columns.energy_wps[key] += self._seat_energy - paid
+            self._energy_wps[key] += self._seat_energy - paid
             spell = len(self._gaps.iterations)
             if spell > since:
                 self._gaps.request.append(key)

@@ -26,14 +26,8 @@ class RequestColumns:
         arrivals = array("q", arrival_ps)
         count = len(arrivals)
         unset = array("q", [NOT_YET])
-        return cls(
-            arrivals,
-            unset * count,
-            unset * count,
-            unset * count,
-            array("d", bytes(8 * count)),
-            array("i", [NOT_YET]) * count,
-        )
+        energy, replica = array("d", bytes(8 * count)), array("i", [NOT_YET]) * count
+        return cls(arrivals, unset * count, unset * count, unset * count, energy, replica)
 
     def __len__(self) -> int:
         return len(self.arrival_ps)

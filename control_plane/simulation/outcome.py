@@ -65,7 +65,8 @@ class Simulated:
 
     @cached_property
     def done(self) -> NDArray[np.bool_]:
-        return np.frombuffer(self.columns.finished_ps, np.int64) != NOT_YET
+        finished: NDArray[np.bool_] = np.frombuffer(self.columns.finished_ps, np.int64) != NOT_YET
+        return finished
 
     @cached_property
     def ttft_s(self) -> NDArray[np.float64]:

@@ -158,6 +158,7 @@ class SimulatedCluster:
         requests arrived, columns)`` is asked at every sample; False ends the run there."""
         trace = requests if isinstance(requests, Trace) else Trace.of(requests)
         self._trace = trace
+        self._inputs, self._outputs = memoryview(trace.input_tokens), memoryview(trace.output_tokens)
         self._watch = watch
         self._stopped = False
         self._arrived = 0
@@ -244,12 +245,12 @@ class SimulatedCluster:
             for position in finished:
                 self._hand_over(hosted, position)
             return
-        inputs, outputs, ended = self._trace.input_tokens, self._trace.output_tokens, self._fleet.ended
-        replica = self._columns.replica
+        inputs, outputs, ended = self._inputs, self._outputs, self._fleet.ended
+        replica, replica_id = self._columns.replica, hosted.replica_id
         self._in_flight -= len(finished)
         for position in finished:
             replica[position] = hosted.number
-            ended(position, hosted.replica_id, int(inputs[position]), int(outputs[position]))
+            ended(position, replica_id, inputs[position], outputs[position])
 
     def _arrive(self, position: int) -> None:
         """Route one request, now or again."""
@@ -360,7 +361,7 @@ class SimulatedCluster:
             waited_s = (self._now_ps - self._columns.arrival_ps[self._backlog[0]]) / PS_PER_S
             if waited_s > _STUCK_S:
                 raise RuntimeError(
-                    f"{len(self._backlog)} requests have waited for up to {waited_s:.0f} s and the fleet runs no replica"
+                    f"{len(self._backlog)} requests have waited for {waited_s:.0f} s and the fleet runs no replica"
                 )
         if self._backlog or self._handovers:
             self._dispatch_backlog()
@@ -456,7 +457,7 @@ class SimulatedCluster:
     # what is seen
 
     def _tokens(self, position: int) -> tuple[int, int]:
-        return int(self._trace.input_tokens[position]), int(self._trace.output_tokens[position])
+        return self._inputs[position], self._outputs[position]
 
     def _ready(self, role: Role) -> tuple[Candidate, ...]:
         found = self._candidates.get(role)

@@ -37,7 +37,8 @@ class GapHistogram:
             np.add.at(self._counts, (kinds, _bin(late)), 1)
 
     def counts(self) -> NDArray[np.float64]:
-        return self._counts.sum(axis=1)
+        total: NDArray[np.float64] = self._counts.sum(axis=1)
+        return total
 
     def percentile_s(self, share: float, kind: int | None = None) -> float:
         """The gap that ``share`` of all gaps (of one type, or of all) do not exceed; 0 where there are none."""
@@ -51,4 +52,5 @@ class GapHistogram:
 
 def _bin(gap_ps: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.int64]:
     scaled = np.log(np.maximum(gap_ps, _LEAST_PS) / _LEAST_PS) / np.log(_STEP)
-    return np.minimum(scaled.astype(np.int64), _BINS - 1)
+    bins: NDArray[np.int64] = np.minimum(scaled.astype(np.int64), _BINS - 1)
+    return bins

@@ -75,7 +75,7 @@ class ErraticFleet:
         for _, view in replicas:
             self.log.append(("seen", (view.waiting, view.running, view.oldest_wait_s), view.replica_id))
             if view.state is ReplicaState.READY and self._random.random() < 0.7:
-                freq_mhz = self._random.choice(PROFILE.gpu.freqs_mhz)
+                freq_mhz = self._random.choice(PROFILE.gpu.freqs_mhz[::9])
                 actions.append(SetFrequency(view.replica_id, freq_mhz, ""))
         if self._random.random() < 0.2:
             pool, tp = self._random.choice(self._pools), self._random.choice(self._tps)
