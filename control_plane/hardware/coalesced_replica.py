@@ -25,27 +25,27 @@ class CoalescedReplica:
     __slots__ = (
         "_alpha",
         "_attention",
-        "_busy_ps",
         "_columns",
-        "_energy_wps",
-        "_finished_ps",
-        "_note_iterations",
-        "_note_spell",
         "_context",
         "_context_ps",
         "_decoding",
         "_duration",
         "_energy",
+        "_energy_wps",
+        "_finished_ps",
         "_finishing",
         "_freq_mhz",
         "_gaps",
         "_growth",
         "_head_done",
         "_head_energy",
+        "_idle_ps",
         "_iterations",
         "_lost_at",
         "_most_requests",
         "_most_tokens",
+        "_note_iterations",
+        "_note_spell",
         "_order",
         "_pending_mhz",
         "_pending_ps",
@@ -58,8 +58,10 @@ class CoalescedReplica:
         "_room",
         "_seat_energy",
         "_settle_ps",
+        "_spells",
         "_start",
         "_tables",
+        "_tag",
         "_tokens",
         "_waiting",
         "born_ps",
@@ -67,17 +69,18 @@ class CoalescedReplica:
         "wake_ps",
     )
 
-    def __init__(self, tables: ShapeTables, columns: RequestColumns, now_ps: int) -> None:
+    def __init__(self, tables: ShapeTables, columns: RequestColumns, gaps: TokenGaps, number: int, now_ps: int) -> None:
         limits = tables.limits
         self.wake_ps = IDLE_PS
         self.first_tokens: Sequence[int] = _NOBODY
         """Who got a first token in the last ``fire``."""
-        self.born_ps = now_ps
+        self.born_ps = self._start = now_ps
         self._tables = tables
         self._columns = columns
         self._finished_ps, self._energy_wps = columns.finished_ps, columns.energy_wps
-        self._gaps = TokenGaps.none()
-        self._note_spell, self._note_iterations = self._gaps.duration_ps.append, self._gaps.iterations.append
+        self._gaps = gaps
+        self._note_spell, self._note_iterations = gaps.spell_ps.append, gaps.spell_replica_iterations.append
+        self._spells, self._tag = 0, number << 32
         self._room = limits.kv_tokens
         self._most_requests, self._most_tokens = limits.batch_requests, limits.batch_tokens
         self._context_ps = tables.context_ps
@@ -92,9 +95,9 @@ class CoalescedReplica:
         self._finishing: list[tuple[int, int, int, int, int, float, int]] = []
         self._lost_at: dict[int, int] = {}
         self._order = self._iterations = self._decoding = self._context = self._reserved = 0
-        self._start = self._repeats = self._duration = self._growth = self._tokens = self._prefill_tokens = 0
+        self._repeats = self._duration = self._growth = self._tokens = self._prefill_tokens = 0
         self._energy = self._seat_energy = self._power = 0.0
-        self._busy_ps = 0
+        self._idle_ps = 0
         self._pending_ps: int | None = None
         self._pending_mhz = tables.gpu.max_freq_mhz
         self._take_clock(tables.gpu.max_freq_mhz)
@@ -127,28 +130,18 @@ class CoalescedReplica:
     def energy_wps(self, now_ps: int) -> float:
         """The meter of all its GPUs since birth, in watt-picoseconds: what iterations drew, and a context held
         between them."""
-        spell_ps = now_ps - self._start if self.wake_ps >= 0 else 0
-        idle_ps = now_ps - self.born_ps - self._busy_ps - spell_ps
-        return self._energy + self._power * spell_ps + self._tables.idle_w * idle_ps
-
-    @property
-    def spells(self) -> int:
-        """Spells since the gaps were last taken."""
-        return len(self._gaps.iterations)
+        if self.wake_ps >= 0:
+            return self._energy + self._power * (now_ps - self._start) + self._tables.idle_w * self._idle_ps
+        return self._energy + self._tables.idle_w * (self._idle_ps + now_ps - self._start)
 
     # what can be done
 
-    def take_gaps(self) -> TokenGaps:
-        """The token gaps since the last time, those of requests that still decode up to now."""
-        taken, self._gaps = self._gaps, TokenGaps.none()
-        self._note_spell, self._note_iterations = self._gaps.duration_ps.append, self._gaps.iterations.append
-        spells = len(taken.iterations)
+    def close_spans(self) -> None:
+        """Note the token gaps of those who still decode, and number the spells from 0 again."""
         for _, _, key, _, _, _, since in self._finishing:
-            taken.request.append(key)
-            taken.from_spell.append(since)
-            taken.to_spell.append(spells)
+            self._note_span(key, since)
         self._finishing = [(*entry[:6], 0) for entry in self._finishing]
-        return taken
+        self._spells = 0
 
     def submit(self, key: int, input_tokens: int, output_tokens: int, now_ps: int, kv_arrived: bool = False) -> None:
         """As ``ReplicaModel.submit``; whoever calls has checked that the KV cache could hold it."""
@@ -156,6 +149,7 @@ class CoalescedReplica:
         self._order += 1
         waiting.append((self._order, key, input_tokens, output_tokens, 0, kv_arrived))
         if self.wake_ps < 0:
+            self._idle_ps += now_ps - self._start
             self._begin(now_ps)
         elif self._repeats > 1 and len(waiting) == 1:
             # Somebody who waited before is either next in line already or blocks the line until a finish.
@@ -178,21 +172,20 @@ class CoalescedReplica:
         lasted_ps = now_ps - self._start
         energy = self._power * lasted_ps
         self._energy += energy
-        self._busy_ps += lasted_ps
         each = energy / self._tokens
         seat = self._seat_energy = self._seat_energy + each
         iteration = self._iterations = self._iterations + repeats
         decoding = self._decoding
         context = self._context + decoding * repeats
         self._note_spell(lasted_ps)
-        self._note_iterations(repeats)
+        self._note_iterations(self._tag | repeats)
+        spells = self._spells = self._spells + 1
         finishing = self._finishing
         finished: Sequence[int] = _NOBODY
         if finishing and finishing[0][0] == iteration:
             done: list[int] = []
             finished = done
-            gaps = self._gaps
-            spell = len(gaps.iterations)
+            note_request, note_range = self._gaps.span_replica_request.append, self._gaps.span_from_to.append
             while finishing and finishing[0][0] == iteration:
                 _, _, key, total, _, paid, since = heappop(finishing)
                 context -= total
@@ -200,9 +193,8 @@ class CoalescedReplica:
                 done.append(key)
                 self._finished_ps[key] = now_ps
                 self._energy_wps[key] += seat - paid
-                gaps.request.append(key)
-                gaps.from_spell.append(since)
-                gaps.to_spell.append(spell)
+                note_request(self._tag | key)
+                note_range(since << 32 | spells)
         self._decoding, self._context = decoding, context
         if self._prefill_tokens:
             finished = self._end_prefill(now_ps, each, finished)
@@ -267,7 +259,7 @@ class CoalescedReplica:
                 end = self._iterations + remaining
                 paid = self._seat_energy - paid
                 total = input_tokens + output_tokens
-                heappush(self._finishing, (end, order, key, total, output_tokens, paid, len(self._gaps.iterations)))
+                heappush(self._finishing, (end, order, key, total, output_tokens, paid, self._spells))
             done, paid = 0, 0.0
         self._head_done, self._head_energy = done, paid
         self.first_tokens = first
@@ -322,8 +314,8 @@ class CoalescedReplica:
                 self._decoding += 1
                 self._context += prompt + 1
                 end, total = self._iterations + output_tokens - 1, input_tokens + output_tokens
-                spell = len(self._gaps.iterations)
-                heappush(self._finishing, (end, order, key, total, output_tokens, self._seat_energy, spell))
+                entry = (end, order, key, total, output_tokens, self._seat_energy, self._spells)
+                heappush(self._finishing, entry)
                 self._gaps.late_request.append(key)
                 self._gaps.late_ps.append(now_ps - self._columns.first_token_ps[key])
                 continue
@@ -385,13 +377,13 @@ class CoalescedReplica:
             self._decoding -= 1
             self._context -= total - to_come
             self._energy_wps[key] += self._seat_energy - paid
-            spell = len(self._gaps.iterations)
-            if spell > since:
-                self._gaps.request.append(key)
-                self._gaps.from_spell.append(since)
-                self._gaps.to_spell.append(spell)
+            self._note_span(key, since)
             self._lost_at[key] = now_ps
             self._waiting.appendleft((order, key, total - output_tokens, output_tokens, output_tokens - to_come, False))
+
+    def _note_span(self, key: int, since: int) -> None:
+        self._gaps.span_replica_request.append(self._tag | key)
+        self._gaps.span_from_to.append(since << 32 | self._spells)
 
     def _take_clock(self, freq_mhz: int) -> None:
         tables = self._tables

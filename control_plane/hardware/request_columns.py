@@ -35,18 +35,25 @@ class RequestColumns:
 
 @dataclass(frozen=True, slots=True)
 class TokenGaps:
-    """Times between tokens on one replica. A spell is ``iterations`` iterations that lasted ``duration_ps`` together;
-    a request decoded in the spells ``[from_spell, to_spell)``. Gaps that a spell does not hold (recomputation after a
-    preemption, the way from a prefill replica to a decode replica) are listed one by one."""
+    """Times between tokens, of all replicas together. A spell is some iterations in a row of one replica; spells are
+    numbered per replica from 0, and a request decoded in those of a range. Gaps that a spell does not hold
+    (recomputation after a preemption, the way from a prefill to a decode replica) are listed one by one.
 
-    duration_ps: "array[int]"
-    iterations: "array[int]"
-    request: "array[int]"
-    from_spell: "array[int]"
-    to_spell: "array[int]"
+    Two numbers share 64 bits, the first in the upper half: it is written millions of times.
+    """
+
+    spell_ps: "array[int]"
+    spell_replica_iterations: "array[int]"
+    span_replica_request: "array[int]"
+    span_from_to: "array[int]"
     late_request: "array[int]"
     late_ps: "array[int]"
 
     @classmethod
     def none(cls) -> "TokenGaps":
-        return cls(array("q"), array("i"), array("i"), array("i"), array("i"), array("i"), array("q"))
+        return cls(array("q"), array("q"), array("q"), array("q"), array("i"), array("q"))
+
+    def clear(self) -> None:
+        for column in (self.spell_ps, self.spell_replica_iterations, self.span_replica_request, self.span_from_to):
+            del column[:]
+        del self.late_request[:], self.late_ps[:]

@@ -39,11 +39,9 @@ class ReplicaEngine(Protocol):
     def waiting(self) -> int: ...
     @property
     def running(self) -> int: ...
-    @property
-    def spells(self) -> int: ...
     def oldest_wait_ps(self, now_ps: int) -> int: ...
     def energy_wps(self, now_ps: int) -> float: ...
-    def take_gaps(self) -> TokenGaps: ...
+    def close_spans(self) -> None: ...
     def abandon(self, now_ps: int) -> list[int]: ...
     def submit(
         self, key: int, input_tokens: int, output_tokens: int, now_ps: int, kv_arrived: bool = False
@@ -52,7 +50,8 @@ class ReplicaEngine(Protocol):
     def fire(self, now_ps: int) -> Sequence[int]: ...
 
 
-EngineFactory = Callable[[ShapeTables, RequestColumns, int], ReplicaEngine]
+EngineFactory = Callable[[ShapeTables, RequestColumns, TokenGaps, int, int], ReplicaEngine]
+"""Of tables, columns, gaps, the replica's number and its birth in ps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ class ClusterTimes:
 
 _KIND = 1 << 40
 _ITERATION, _READY, _TRANSFER, _FAILURE, _REPAIR, _CONTROL, _SAMPLE = (kind * _KIND for kind in range(7))
-_FOLD_SPELLS = 1 << 17
+_FOLD_SPELLS = 1 << 19
 _STUCK_S = 7200.0
 
 
@@ -163,7 +162,7 @@ class SimulatedCluster:
         self._stopped = False
         self._arrived = 0
         self._columns = RequestColumns.for_arrivals(trace.arrival_ps.tobytes())
-        self._gap_histogram = GapHistogram(trace.types())
+        self._gaps, self._gap_histogram = TokenGaps.none(), GapHistogram(trace.types())
         for action in self._fleet.first_replicas():
             self._scale(action, warm=True)
         heappush(self._events, (0, _CONTROL))
@@ -401,7 +400,7 @@ class SimulatedCluster:
         self._charge_idle(self._slots.held - tp)
         number = len(self._hosted)
         replica_id = ReplicaId(f"{pool}-tp{tp}-{number + 1}")
-        engine = self._engine(self._tables[tp], self._columns, self._now_ps)
+        engine = self._engine(self._tables[tp], self._columns, self._gaps, number, self._now_ps)
         state = ReplicaState.READY if warm else ReplicaState.STARTING
         role = Role.COMBINED if self._split is None else self._split.roles[pool]
         kv_tokens = self._tables[tp].limits.kv_tokens
@@ -425,7 +424,6 @@ class SimulatedCluster:
         hosted.state = advance(hosted.state, ReplicaState.STOPPED)
         self._released_wps += hosted.engine.energy_wps(self._now_ps)
         self._held_gpu_ps += (self._now_ps - hosted.engine.born_ps) * hosted.tp
-        self._gap_histogram.fold(hosted.engine.take_gaps())
         self._reconfigurations += 1
         self._hosted[hosted.number] = None
         del self._by_id[hosted.replica_id]
@@ -487,8 +485,8 @@ class SimulatedCluster:
             engine = hosted.engine
             metered_wps += engine.energy_wps(now_ps)
             clock_gpus += hosted.tp * engine.target_mhz
-            if engine.spells >= _FOLD_SPELLS:
-                self._gap_histogram.fold(engine.take_gaps())
+        if len(self._gaps.spell_ps) + len(self._gaps.late_ps) >= _FOLD_SPELLS:
+            self._fold_gaps()
         power_w = (metered_wps - self._metered_wps) / self._sample_ps if self._samples else 0.0
         self._metered_wps = metered_wps
         held = self._slots.held
@@ -496,6 +494,12 @@ class SimulatedCluster:
         self._samples.append(Sample(now_ps / PS_PER_S, power_w, held, len(self._by_id), mean_mhz, self._in_flight))
         if self._watch is not None and not self._watch(now_ps / PS_PER_S, self._arrived, self._columns):
             self._stopped = True
+
+    def _fold_gaps(self) -> None:
+        for hosted in self._by_id.values():
+            hosted.engine.close_spans()
+        self._gap_histogram.fold(self._gaps)
+        self._gaps.clear()
 
     def _charge_idle(self, held: int) -> None:
         idle = max(0, self._idle_gpus - held)
@@ -510,7 +514,7 @@ class SimulatedCluster:
         for hosted in self._by_id.values():
             energy_wps += hosted.engine.energy_wps(now_ps)
             held_gpu_ps += (now_ps - hosted.engine.born_ps) * hosted.tp
-            self._gap_histogram.fold(hosted.engine.take_gaps())
+        self._fold_gaps()
         return Simulated(
             trace=self._trace,
             columns=self._columns,

@@ -15,7 +15,8 @@ from control_plane.hardware.shape_tables import ShapeTables
 class SteppedReplica:
     """One replica's batch and meter; keys are positions in the columns."""
 
-    def __init__(self, tables: ShapeTables, columns: RequestColumns, now_ps: int) -> None:
+    def __init__(self, tables: ShapeTables, columns: RequestColumns, gaps: TokenGaps, number: int, now_ps: int) -> None:
+        del number  # spells are the fast engine's
         self.wake_ps = IDLE_PS
         self.first_tokens: Sequence[int] = ()
         self.born_ps = now_ps
@@ -31,7 +32,7 @@ class SteppedReplica:
         self._order: dict[int, None] = {}
         self._last_token_ps: dict[int, int] = {}
         self._generated: dict[int, int] = {}
-        self._gaps = TokenGaps.none()
+        self._gaps = gaps
 
     @property
     def target_mhz(self) -> int:
@@ -44,10 +45,6 @@ class SteppedReplica:
     @property
     def running(self) -> int:
         return self._model.running
-
-    @property
-    def spells(self) -> int:
-        return len(self._gaps.late_ps)
 
     def oldest_wait_ps(self, now_ps: int) -> int:
         return self._model.oldest_wait_ps(now_ps)
@@ -62,9 +59,8 @@ class SteppedReplica:
             self._share_out(self._power_w * (now_ps - self._start_ps), self._shares())
         return list(self._order)
 
-    def take_gaps(self) -> TokenGaps:
-        taken, self._gaps = self._gaps, TokenGaps.none()
-        return taken
+    def close_spans(self) -> None:
+        """Every gap is noted where it ends."""
 
     def submit(self, key: int, input_tokens: int, output_tokens: int, now_ps: int, kv_arrived: bool = False) -> None:
         arrived_ps = self._columns.arrival_ps[key]

@@ -7,6 +7,7 @@ from control_plane.domain import REQUEST_TYPES
 from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.hardware.request_columns import TokenGaps
 
+_LOWER = (1 << 32) - 1
 _LEAST_PS, _STEP, _BINS = 10**8, 1.005, 3300
 """0.1 ms to about 1,400 s in bins half a percent wide."""
 
@@ -20,21 +21,31 @@ class GapHistogram:
         self._counts = np.zeros((len(REQUEST_TYPES), _BINS))
 
     def fold(self, gaps: TokenGaps) -> None:
-        spells = len(gaps.iterations)
-        if spells and len(gaps.request):
-            kinds = self._types[np.frombuffer(gaps.request, np.int32)]
-            iterations = np.frombuffer(gaps.iterations, np.int32)
-            bins = _bin(np.frombuffer(gaps.duration_ps, np.int64) / iterations)
-            starts, ends = np.frombuffer(gaps.from_spell, np.int32), np.frombuffer(gaps.to_spell, np.int32)
-            for kind in np.unique(kinds):
-                mine = kinds == kind
-                change = np.bincount(starts[mine], minlength=spells + 1)
-                change = change - np.bincount(ends[mine], minlength=spells + 1)
-                self._counts[kind] += np.bincount(bins, np.cumsum(change)[:spells] * iterations, _BINS)
+        if len(gaps.spell_ps) and len(gaps.span_from_to):
+            self._fold_spells(gaps)
         if len(gaps.late_ps):
-            late = np.frombuffer(gaps.late_ps, np.int64)
             kinds = self._types[np.frombuffer(gaps.late_request, np.int32)]
-            np.add.at(self._counts, (kinds, _bin(late)), 1)
+            np.add.at(self._counts, (kinds, _bin(np.frombuffer(gaps.late_ps, np.int64))), 1)
+
+    def _fold_spells(self, gaps: TokenGaps) -> None:
+        """How many of a type decoded in each spell, by adding one where a span begins and taking it off where it
+        ends; spells are put in order of replica first."""
+        tags = np.frombuffer(gaps.spell_replica_iterations, np.int64)
+        replicas, iterations = tags >> 32, tags & _LOWER
+        order = np.argsort(replicas, kind="stable")
+        iterations = iterations[order]
+        bins = _bin(np.frombuffer(gaps.spell_ps, np.int64)[order] / iterations)
+        spans = np.frombuffer(gaps.span_replica_request, np.int64)
+        offsets = np.searchsorted(replicas[order], np.arange(int(max(replicas.max(), (spans >> 32).max())) + 1))
+        first = offsets[spans >> 32]
+        between = np.frombuffer(gaps.span_from_to, np.int64)
+        starts, ends = first + (between >> 32), first + (between & _LOWER)
+        kinds = self._types[spans & _LOWER]
+        for kind in np.unique(kinds):
+            mine = kinds == kind
+            change = np.bincount(starts[mine], minlength=len(bins) + 1)
+            change = change - np.bincount(ends[mine], minlength=len(bins) + 1)
+            self._counts[kind] += np.bincount(bins, np.cumsum(change)[: len(bins)] * iterations, _BINS)
 
     def counts(self) -> NDArray[np.float64]:
         total: NDArray[np.float64] = self._counts.sum(axis=1)
