@@ -157,7 +157,7 @@ class SimulatedCluster:
         requests arrived, columns)`` is asked at every sample; False ends the run there."""
         trace = requests if isinstance(requests, Trace) else Trace.of(requests)
         self._trace = trace
-        self._inputs, self._outputs = memoryview(trace.input_tokens), memoryview(trace.output_tokens)
+        self._inputs, self._outputs = trace.input_tokens.data, trace.output_tokens.data
         self._watch = watch
         self._stopped = False
         self._arrived = 0
