@@ -1,6 +1,7 @@
 """What became of each request of a run, a column per fact: 27 million requests fit where objects would not."""
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 NOT_YET = -1
@@ -11,7 +12,7 @@ class RequestColumns:
     """By position in the trace. Picoseconds of the run's clock, ``NOT_YET`` where it did not happen; energy in
     watt-picoseconds, the request's share of the iterations it was part of."""
 
-    arrival_ps: "array[int]"
+    arrival_ps: Sequence[int]
     started_ps: "array[int]"
     """When its first prefill chunk began; until then it queued."""
     first_token_ps: "array[int]"
@@ -21,13 +22,11 @@ class RequestColumns:
     """Number of the replica that finished it."""
 
     @classmethod
-    def for_arrivals(cls, arrival_ps: bytes) -> "RequestColumns":
-        """``arrival_ps``: native 64-bit integers."""
-        arrivals = array("q", arrival_ps)
-        count = len(arrivals)
+    def for_arrivals(cls, arrival_ps: Sequence[int]) -> "RequestColumns":
+        count = len(arrival_ps)
         unset = array("q", [NOT_YET])
         energy, replica = array("d", bytes(8 * count)), array("i", [NOT_YET]) * count
-        return cls(arrivals, unset * count, unset * count, unset * count, energy, replica)
+        return cls(arrival_ps, unset * count, unset * count, unset * count, energy, replica)
 
     def __len__(self) -> int:
         return len(self.arrival_ps)

@@ -161,7 +161,7 @@ class SimulatedCluster:
         self._watch = watch
         self._stopped = False
         self._arrived = 0
-        self._columns = RequestColumns.for_arrivals(trace.arrival_ps.tobytes())
+        self._columns = RequestColumns.for_arrivals(trace.arrival_ps.data)
         self._gaps, self._gap_histogram = TokenGaps.none(), GapHistogram(trace.types())
         for action in self._fleet.first_replicas():
             self._scale(action, warm=True)
