@@ -105,6 +105,8 @@ class ServeSettings(_Part):
     model_name: str = "llama2-70b"
     stream_interval_s: float = Field(0.25, ge=0)
     """Tokens of a stream are sent together this often (the first at once), as vLLM's stream interval does."""
+    overhead_s: float = Field(0.030, ge=0)
+    """Time to first token that network, router and event loops add to the engine's: plans leave room for it."""
     warm_start: bool = True
     """Simulated replicas are ready at once; false takes `sharding.startup_s`."""
 
@@ -112,6 +114,8 @@ class ServeSettings(_Part):
 class Settings(_Part):
     """All of wattray's settings."""
 
+    profile: str = "llama2-70b-h100-current"
+    """Energy profile by name; `wattray profile list` shows them."""
     slo: SloSettings = SloSettings()
     pools: tuple[PoolSettings, ...] = (
         PoolSettings(name="short-medium", input_classes=(InputClass.SHORT, InputClass.MEDIUM), spill_to="long"),
@@ -127,6 +131,8 @@ class Settings(_Part):
 
     @model_validator(mode="after")
     def _pools_cover_every_class_once(self) -> "Settings":
+        if self.serve.overhead_s >= min(self.slo.ttft_short_s, self.slo.ttft_medium_s, self.slo.ttft_long_s):
+            raise ValueError(f"serve.overhead_s {self.serve.overhead_s} leaves nothing of the tightest TTFT limit")
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError(f"pool names must differ, got {names}")
@@ -137,6 +143,12 @@ class Settings(_Part):
             if pool.spill_to is not None and (pool.spill_to not in names or pool.spill_to == pool.name):
                 raise ValueError(f"pool {pool.name!r} spills to {pool.spill_to!r}; other pools are {names}")
         return self
+
+    def planning_slo(self) -> Slo:
+        """The limits that plans must hold inside the engine: the client's, less the overhead on the way."""
+        room_s = self.serve.overhead_s
+        slo = self.slo
+        return Slo(slo.ttft_short_s - room_s, slo.ttft_medium_s - room_s, slo.ttft_long_s - room_s, slo.tbt_s)
 
     def pool_of(self, input_class: InputClass) -> PoolName:
         return next(pool.pool for pool in self.pools if input_class in pool.input_classes)

@@ -6,30 +6,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from control_plane.hardware.energy_profile import RooflineProfile
-from control_plane.hardware.shape_tables import ShapeTables
-from control_plane.settings import Settings
-from control_plane.simulation.bound import energy_bound
-from control_plane.simulation.comparison import SETTLE_S, Answer, Idle, Question, compare
-from control_plane.simulation.policies import GpuBudgetError, UnknownNameError, check_policy_names, unknown_name
-from control_plane.simulation.sizing import SloUnreachableError
-from control_plane.simulation.trace import Trace
-from control_plane.simulation.traces import TraceError
-from wattray.run_files import write_run
-from wattray.trace_files import TraceRequest, load_trace, read_percentiles
 
-DEFAULT_PROFILE = "llama2-70b-h100-current"
-PROFILES: dict[str, Callable[[], RooflineProfile]] = {DEFAULT_PROFILE: RooflineProfile}
-_KNOWN_FAULTS = (TraceError, UnknownNameError, GpuBudgetError, SloUnreachableError)
+class Idle(StrEnum):
+    """What GPUs cost that no replica holds."""
+
+    RELEASED = "released"
+    CHARGED = "charged"
+
 
 TraceOption = Annotated[str, typer.Option("--trace", help="A file, or synthetic:conv or synthetic:code.")]
 FormatOption = Annotated[
@@ -51,7 +42,7 @@ def simulate_command(
     trace_format: FormatOption = None,
     gpus: GpusOption = None,
     scale: ScaleOption = 1.0,
-    profile: ProfileOption = DEFAULT_PROFILE,
+    profile: ProfileOption = "llama2-70b-h100-current",
     policies: Annotated[str, typer.Option(help="Comma-separated names.")] = "wattray,single-pool",
     idle: IdleOption = Idle.RELEASED,
     run: Annotated[Path | None, typer.Option(help="Keep every decision and request record here.")] = None,
@@ -62,17 +53,24 @@ def simulate_command(
     lengths: LengthsOption = "conv",
 ) -> None:
     """Play a trace against policies in virtual time and compare energy and SLO with the sized static baseline."""
+    from control_plane.settings import Settings
+    from control_plane.simulation import comparison
+    from control_plane.simulation.policies import check_policy_names
+    from wattray.run_files import write_run
+    from wattray.simulation_results import as_json, named_profile, result_table
+    from wattray.trace_files import TraceRequest, load_trace, read_percentiles
+
     console = Console(stderr=True)
     with _faults_explained(console), _uncollected():
         names = tuple(name.strip() for name in policies.split(",") if name.strip())
         check_policy_names(names)
-        machine = _profile(profile)
+        machine = named_profile(profile)
         wanted = TraceRequest(trace, trace_format, scale, hours, seed, read_percentiles(lengths, "--lengths"))
         requests = load_trace(wanted)
-        question = Question(requests, machine, Settings(), names, gpus, idle)
+        question = comparison.Question(requests, machine, Settings(), names, gpus, comparison.Idle(idle.value))
         with _progress(console) as told:
-            answer = compare(question, time.process_time, told)
-        Console().print(_table(answer, names, requests))
+            answer = comparison.compare(question, time.process_time, told)
+        Console(width=_width()).print(result_table(answer, names, requests))
         if json_out is not None:
             json_out.write_text(json.dumps(as_json(answer, names, requests), indent=2) + "\n")
         if run is not None:
@@ -88,7 +86,7 @@ def bound_command(
     trace_format: FormatOption = None,
     gpus: GpusOption = None,
     scale: ScaleOption = 1.0,
-    profile: ProfileOption = DEFAULT_PROFILE,
+    profile: ProfileOption = "llama2-70b-h100-current",
     idle: IdleOption = Idle.RELEASED,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     hours: HoursOption = 1.0,
@@ -96,9 +94,19 @@ def bound_command(
     lengths: LengthsOption = "conv",
 ) -> None:
     """The least energy any policy could spend on a trace and hold the SLO for 99 % of it."""
+    from rich.table import Table
+
+    from control_plane.hardware.shape_tables import ShapeTables
+    from control_plane.settings import Settings
+    from control_plane.simulation.bound import energy_bound
+    from control_plane.simulation.comparison import SETTLE_S
+    from control_plane.simulation.policies import GpuBudgetError
+    from wattray.simulation_results import named_profile
+    from wattray.trace_files import TraceRequest, load_trace, read_percentiles
+
     console = Console(stderr=True)
     with _faults_explained(console):
-        machine = _profile(profile)
+        machine = named_profile(profile)
         if idle is Idle.CHARGED and gpus is None:
             raise GpuBudgetError("--idle charged needs --gpus here: how many GPUs are billed?")
         wanted = TraceRequest(trace, trace_format, scale, hours, seed, read_percentiles(lengths, "--lengths"))
@@ -117,79 +125,15 @@ def bound_command(
             f"{bound.energy_j / until_s / 1000:,.2f}",
             f"{bound.energy_j / len(requests):,.1f}",
         )
-        Console().print(table)
+        Console(width=_width()).print(table)
         if json_out is not None:
             result = {"bound_energy_j": bound.energy_j, "idle_energy_j": bound.idle_energy_j, "requests": len(requests)}
             json_out.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def as_json(answer: Answer, names: tuple[str, ...], requests: Trace) -> dict[str, Any]:
-    """The results as written by --json; energies in joules, times in seconds."""
-    effort = answer.effort
-    return {
-        "policies": {
-            name: {**asdict(answer.scores[name]), "energy_saved_ratio": answer.saved_ratio(name)}
-            for name in _shown(answer, names)
-        },
-        "simulator": {
-            "requests": len(requests),
-            "cpu_s": effort.cpu_s,
-            "policy_cpu_s": effort.policy_cpu_s,
-            "sizing_cpu_s": effort.sizing_cpu_s,
-            "requests_per_cpu_s": len(requests) / effort.cpu_s if effort.cpu_s > 0 else None,
-        },
-        "bound_energy_j": answer.bound.energy_j,
-        "single_pool": {"replicas": answer.single_pool.replicas, "sizing_runs": answer.single_pool.runs},
-        "gpus": answer.gpus,
-        "idle_gpus_billed": answer.idle_gpus,
-    }
-
-
-def _shown(answer: Answer, names: tuple[str, ...]) -> list[str]:
-    return [*dict.fromkeys((*names, *answer.scores))]
-
-
-def _profile(name: str) -> RooflineProfile:
-    if name not in PROFILES:
-        raise UnknownNameError(unknown_name("profile", name, tuple(PROFILES)))
-    return PROFILES[name]()
-
-
-def _table(answer: Answer, names: tuple[str, ...], requests: Trace) -> Table:
-    hours = requests.duration_s / 3600
-    table = Table(title=f"{len(requests):,} requests in {hours:.2f} h")
-    table.add_column("policy")
-    for column in (
-        "energy kWh",
-        "saved",
-        "SLO held",
-        "lost",
-        "TTFT p50 / p99",
-        "TBT p99",
-        "GPU h",
-        "replicas",
-        "changes",
-    ):
-        table.add_column(column, justify="right")
-    for name in _shown(answer, names):
-        line = answer.scores[name]
-        table.add_row(
-            name,
-            f"{line.energy_j / 3.6e6:,.2f}",
-            f"{answer.saved_ratio(name):.1%}",
-            f"{line.slo_attainment:.2%}",
-            f"{line.lost:,}",
-            f"{line.ttft_p50_s * 1000:,.0f} / {line.ttft_p99_s * 1000:,.0f} ms",
-            f"{line.tbt_p99_s * 1000:,.0f} ms",
-            f"{line.gpu_hours:,.1f}",
-            f"{line.instances_peak:,}",
-            f"{line.reconfigurations:,}",
-        )
-    baseline_j = answer.scores["single-pool"].energy_j
-    table.add_row(
-        "bound", f"{answer.bound.energy_j / 3.6e6:,.2f}", f"{1 - answer.bound.energy_j / baseline_j:.1%}", style="dim"
-    )
-    return table
+def _width() -> int:
+    """The table needs room even where output is no terminal."""
+    return max(118, Console().width)
 
 
 @contextmanager
@@ -214,9 +158,14 @@ def _progress(console: Console) -> Iterator[Callable[[str, float], None]]:
 
 @contextmanager
 def _faults_explained(console: Console) -> Iterator[None]:
+    from control_plane.hardware.profile_file import ProfileError
+    from control_plane.simulation.policies import GpuBudgetError, UnknownNameError
+    from control_plane.simulation.sizing import SloUnreachableError
+    from control_plane.simulation.traces import TraceError
+
     try:
         yield
-    except _KNOWN_FAULTS as fault:
+    except (TraceError, ProfileError, UnknownNameError, GpuBudgetError, SloUnreachableError, OSError) as fault:
         console.print(f"[red]error:[/red] {fault}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 

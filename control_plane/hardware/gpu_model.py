@@ -38,10 +38,14 @@ class GpuSpec:
     knee_voltage_ratio: float
     power_limit_w: float
     settle_ns: int
+    sm_shares: tuple[float, ...] | None = None
+    """SM power by clock as a share of that at the highest, where it was measured; else f·V²."""
 
     def __post_init__(self) -> None:
         if not self.freqs_mhz or list(self.freqs_mhz) != sorted(set(self.freqs_mhz)):
             raise ValueError(f"{self.name}: clocks must be distinct and ascending, got {self.freqs_mhz}")
+        if self.sm_shares is not None and len(self.sm_shares) != len(self.freqs_mhz):
+            raise ValueError(f"{self.name}: {len(self.sm_shares)} SM shares for {len(self.freqs_mhz)} clocks")
 
     @property
     def max_freq_mhz(self) -> int:
@@ -49,8 +53,10 @@ class GpuSpec:
 
     @cached_property
     def _sm_scale(self) -> dict[int, float]:
+        if self.sm_shares is not None:
+            return dict(zip(self.freqs_mhz, self.sm_shares, strict=True))
         top = self.max_freq_mhz
-        span = top - self.knee_mhz
+        span = max(1, top - self.knee_mhz)
         scale = {}
         for freq_mhz in self.freqs_mhz:
             above = max(0.0, (freq_mhz - self.knee_mhz) / span)

@@ -100,6 +100,14 @@ class PoolController:
     def plan(self) -> PoolPlan | None:
         return self._plan
 
+    @property
+    def input_classes(self) -> tuple[InputClass, ...]:
+        return self._pool.input_classes
+
+    @property
+    def full_clock_mhz(self) -> int:
+        return self._profile.freqs_mhz[-1]
+
     def step(self, seen: PoolSnapshot) -> Step:
         if seen.now_s >= self._next_plan_s or self._overloaded(seen):
             self._replan(seen)
@@ -154,15 +162,15 @@ class PoolController:
         self._plan, self._why, self._enough_since_s = plan, why, None
 
     def _current(self, seen: PoolSnapshot) -> tuple[int, int] | None:
-        """The (TP, count) that runs, the plan's TP first when two shapes overlap."""
+        """The (TP, count) this pool is heading for; after a restart, what runs."""
+        if self._plan is not None:
+            return self._plan.shape.tp, self._plan.replicas
         counts: dict[int, int] = {}
         for view in seen.replicas:
             if view.state in (ReplicaState.STARTING, ReplicaState.READY):
                 counts[view.tp] = counts.get(view.tp, 0) + 1
         if not counts:
             return None
-        if self._plan is not None and self._plan.shape.tp in counts:
-            return self._plan.shape.tp, max(counts[self._plan.shape.tp], self._plan.replicas)
         tp = max(counts, key=lambda name: name * counts[name])
         return tp, counts[tp]
 

@@ -43,7 +43,7 @@ class ServingFleet:
             pool.pool: PoolController(pool, settings, profile, idle_gpu_w, context_gpu_w) for pool in settings.pools
         }
         self._budgets: dict[PoolName, int] = {}
-        self._forecaster = WindowForecaster(settings.forecast)
+        self._forecaster = WindowForecaster(settings.forecast, first_load or Load(), 0.0)
         self._lengths = LengthTable()
         self.ledger = RouterLedger()
         self._first_load = first_load or Load()
@@ -89,7 +89,7 @@ class ServingFleet:
         if now_s >= self._next_cluster_s:
             actions += self._share(now_s, self._forecaster.predict(now_s))
         reactive = self._forecaster.reactive(now_s)
-        forecast = self._forecaster.predict(now_s) if reactive.rps > 0 else self._first_load
+        forecast = self._forecaster.predict(now_s)
         for pool in self._settings.pools:
             views = tuple(view for name, view in replicas if name == pool.pool)
             seen = PoolSnapshot(
@@ -104,8 +104,7 @@ class ServingFleet:
         return Step(tuple(actions), now_s + self._settings.cadence.frequency_s)
 
     def _share(self, now_s: float, forecast: Load) -> list[Action]:
-        load = forecast if forecast.rps > 0 else self._first_load
-        by_pool = {pool.pool: load.only(pool.input_classes) for pool in self._settings.pools}
+        by_pool = {pool.pool: forecast.only(pool.input_classes) for pool in self._settings.pools}
         step = self._cluster.step(ClusterSnapshot(now_s, self._gpus, by_pool, self._budgets))
         for action in step.actions:
             if isinstance(action, SetGpuBudget):

@@ -26,34 +26,27 @@ class ArrivalWindow:
     def __init__(self, keep_s: float) -> None:
         self._keep_s = keep_s
         self._arrivals: deque[Arrival] = deque()
-        self._started_s: float | None = None
 
     def add(self, arrival: Arrival) -> None:
-        if self._started_s is None:
-            self._started_s = arrival.at_s
         self._arrivals.append(arrival)
         while self._arrivals and self._arrivals[0].at_s < arrival.at_s - self._keep_s:
             self._arrivals.popleft()
 
     def load(self, now_s: float, window_s: float, z: float = 0.0) -> Load:
-        """Mean load over the last ``window_s`` plus ``z`` standard deviations of its Poisson count. Where less
-        time has been seen than the window, the time seen counts (at least one second)."""
+        """Mean load over the last ``window_s`` plus ``z`` standard deviations of its Poisson count."""
         window_s = min(window_s, self._keep_s)
-        if self._started_s is None:
-            return Load()
-        seen_s = min(window_s, max(1.0, now_s - self._started_s))
         by_class: dict[InputClass, list[Arrival]] = {}
         for arrival in reversed(self._arrivals):
             if arrival.at_s <= now_s - window_s:
                 break
             by_class.setdefault(InputClass.of(arrival.input_tokens), []).append(arrival)
-        return Load({name: _class_load(by_class[name], seen_s, z) for name in InputClass if name in by_class})
+        return Load({name: _class_load(by_class[name], window_s, z) for name in InputClass if name in by_class})
 
 
-def _class_load(arrivals: list[Arrival], seen_s: float, z: float) -> ClassLoad:
+def _class_load(arrivals: list[Arrival], window_s: float, z: float) -> ClassLoad:
     count = len(arrivals)
     return ClassLoad(
-        rps=(count + z * math.sqrt(count)) / seen_s,
+        rps=(count + z * math.sqrt(count)) / window_s,
         input_tokens=sum(a.input_tokens for a in arrivals) / count,
         output_tokens=sum(a.expected_output_tokens for a in arrivals) / count,
     )
@@ -61,13 +54,16 @@ def _class_load(arrivals: list[Arrival], seen_s: float, z: float) -> ClassLoad:
 
 class WindowForecaster:
     """The upper load for the next period: the recent window, raised by its trend if it rises, by noise, and held
-    between what is seen now and ``max_growth_ratio`` times the highest load ever seen."""
+    between what is seen now and ``max_growth_ratio`` times the highest load ever seen. Until it has watched for two
+    windows ``first_load``, what the operator said to be ready for, is the least it predicts."""
 
-    def __init__(self, settings: ForecastSettings) -> None:
+    def __init__(self, settings: ForecastSettings, first_load: Load, now_s: float) -> None:
         self._settings = settings
         self._window_s = settings.bin_s * settings.window_bins
         self._arrivals = ArrivalWindow(2 * self._window_s)
-        self._highest_rps = 0.0
+        self._first_load = first_load
+        self._started_s = now_s
+        self._highest_rps = first_load.rps
 
     def observe(self, arrival: Arrival) -> None:
         self._arrivals.add(arrival)
@@ -79,15 +75,22 @@ class WindowForecaster:
 
     def predict(self, now_s: float) -> Load:
         """Upper load over the next window."""
+        upper = self._from_arrivals(now_s)
+        if now_s - self._started_s < 2 * self._window_s:
+            return upper.at_least(self._first_load)
+        return upper
+
+    def _from_arrivals(self, now_s: float) -> Load:
         settings = self._settings
         recent = self._arrivals.load(now_s, self._window_s, settings.quantile_z)
-        last = self._arrivals.load(now_s, settings.bin_s)
         if recent.rps <= 0:
             return recent
+        last_rps = self._arrivals.load(now_s, settings.bin_s).rps
         mean_rps = self._arrivals.load(now_s, self._window_s).rps
         longer_rps = self._arrivals.load(now_s, 2 * self._window_s).rps
-        self._highest_rps = max(self._highest_rps, mean_rps, last.rps)
-        trend = mean_rps / longer_rps if longer_rps > 0 else 1.0
-        wanted_rps = max(recent.rps * max(1.0, trend), last.rps)
+        self._highest_rps = max(self._highest_rps, mean_rps, last_rps)
+        watched_long_enough = now_s - self._started_s >= 2 * self._window_s
+        trend = mean_rps / longer_rps if watched_long_enough and longer_rps > 0 else 1.0
+        wanted_rps = max(recent.rps * max(1.0, trend), last_rps)
         wanted_rps = min(wanted_rps, settings.max_growth_ratio * self._highest_rps)
         return recent.scaled(wanted_rps / recent.rps)

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from control_plane.baselines.single_pool import SinglePool
 from control_plane.domain import Slo
-from control_plane.hardware.energy_profile import RooflineProfile
+from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.request_columns import RequestColumns
 from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.settings import Settings
@@ -53,7 +53,7 @@ class Question:
     """What to compare. ``gpus`` None: as many as wanted."""
 
     trace: Trace
-    profile: RooflineProfile
+    profile: MachineProfile
     settings: Settings
     policies: tuple[str, ...]
     gpus: int | None = None

@@ -63,6 +63,20 @@ class Simulated:
     samples: tuple[Sample, ...] = ()
     decisions: tuple[tuple[float, Action], ...] = ()
 
+    def __eq__(self, other: object) -> bool:
+        """Every request's fate, every decision and the energy are the same."""
+        if not isinstance(other, Simulated):
+            return NotImplemented
+        mine, theirs = self.columns, other.columns
+        return (
+            (mine.started_ps, mine.first_token_ps, mine.finished_ps, mine.replica, mine.energy_wps)
+            == (theirs.started_ps, theirs.first_token_ps, theirs.finished_ps, theirs.replica, theirs.energy_wps)
+            and (self.replicas, self.decisions, self.samples) == (other.replicas, other.decisions, other.samples)
+            and (self.energy_j, self.ends_s, self.lost) == (other.energy_j, other.ends_s, other.lost)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
     @cached_property
     def done(self) -> NDArray[np.bool_]:
         finished: NDArray[np.bool_] = np.frombuffer(self.columns.finished_ps, np.int64) != NOT_YET

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from control_plane.hardware.energy_profile import RooflineProfile
+from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.settings import Settings
 from control_plane.simulation.fleet import Fleet
 from control_plane.simulation.trace import Trace
@@ -26,7 +26,7 @@ SINGLE_POOL = "single-pool"
 class Cluster:
     """What a policy is given to run: a machine, a GPU budget, settings; the trace only for its first minute."""
 
-    profile: RooflineProfile
+    profile: MachineProfile
     gpus: int
     settings: Settings
     trace: Trace

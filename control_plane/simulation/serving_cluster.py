@@ -12,7 +12,7 @@ from typing import Protocol
 from control_plane.actions import Action, SetFrequency, SetGpuBudget, SetReplicas
 from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Request, advance
 from control_plane.hardware.coalesced_replica import CoalescedReplica
-from control_plane.hardware.energy_profile import RooflineProfile
+from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.hardware.request_columns import NOT_YET, RequestColumns, TokenGaps
 from control_plane.hardware.shape_tables import ShapeTables
@@ -72,6 +72,8 @@ class ClusterTimes:
     kv_link_bytes_per_s: float = 50e9
     """Between nodes: one 400 Gb/s adapter."""
     kv_latency_s: float = 0.002
+    kv_bytes_per_token: float = 327_680.0
+    """Llama2-70B: 80 layers, 8 KV heads of 128, keys and values, two bytes."""
 
     @classmethod
     def for_startup(cls, startup_s: float) -> "ClusterTimes":
@@ -105,7 +107,7 @@ class SimulatedCluster:
 
     def __init__(
         self,
-        profile: RooflineProfile,
+        profile: MachineProfile,
         gpus: int | None,
         fleet: Fleet,
         startup_s: float = 0.0,
@@ -305,7 +307,7 @@ class SimulatedCluster:
             self._fleet.dropped(position, target)
             self._lose(position)
             return
-        kv_bytes = (input_tokens + 1) * self._profile.model.kv_bytes_per_token
+        kv_bytes = (input_tokens + 1) * self._times.kv_bytes_per_token
         travel_s = self._times.kv_latency_s + kv_bytes / self._times.kv_link_bytes_per_s
         self._transfers.append((position, target))
         heappush(
@@ -533,7 +535,7 @@ class SimulatedCluster:
         )
 
 
-def candidate_of(profile: RooflineProfile, replica_id: ReplicaId, pool: PoolName, tp: int) -> Candidate:
+def candidate_of(profile: MachineProfile, replica_id: ReplicaId, pool: PoolName, tp: int) -> Candidate:
     """A replica as the router ranks it: its speed at full clock."""
     times = profile.times(tp)
     top = profile.max_freq_mhz

@@ -13,10 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.domain import Request
-from control_plane.simulation.synthetic import demo_shape, synthetic_conversation, synthetic_trace, total_tokens
+from control_plane.simulation.synthetic import (
+    CONVERSATION_RPS,
+    CONVERSATION_SHARES,
+    demo_shape,
+    synthetic_conversation,
+    synthetic_trace,
+    total_tokens,
+)
 from control_plane.simulation.trace import Trace
 
 __all__ = [
+    "CONVERSATION_RPS",
+    "CONVERSATION_SHARES",
     "LengthPercentiles",
     "TraceError",
     "azure_trace",
@@ -76,7 +85,7 @@ def azure_trace(lines: Iterable[str], source: str = "trace") -> Trace:
             clock.ticks(row[at], where) * _PS_PER_TICK,
             _tokens(row[inputs], "ContextTokens", where),
             _tokens(row[outputs], "GeneratedTokens", where),
-            "TIMESTAMP",
+            f"TIMESTAMP {row[at]}",
         )
     return columns.trace()
 
@@ -106,7 +115,7 @@ def mooncake_trace(lines: Iterable[str], source: str = "trace") -> Trace:
             round(stamp_ms * 10**9),
             _tokens(row["input_length"], "input_length", where),
             _tokens(row["output_length"], "output_length", where),
-            "timestamp",
+            f"timestamp {stamp_ms}",
         )
     return columns.trace()
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from control_plane.baselines.single_pool import SinglePool
 from control_plane.domain import Request, Slo
-from control_plane.hardware.energy_profile import RooflineProfile
+from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.serving.fleet import ServingFleet, load_of
 from control_plane.settings import Settings
 from control_plane.simulation.serving_cluster import Simulated, SimulatedCluster
@@ -14,7 +14,7 @@ EXPECTED_OUTPUT_TOKENS = 200
 """What the hint for a warm start assumes: lengths of answers are not known yet."""
 
 
-def wattray_fleet(trace: Trace, settings: Settings, profile: RooflineProfile, gpus: int) -> ServingFleet:
+def wattray_fleet(trace: Trace, settings: Settings, profile: MachineProfile, gpus: int) -> ServingFleet:
     """wattray's policies, started warm for the load of the trace's first minute, as `wattray up` with that hint."""
     first = trace.between(0.0, 60.0)
     pairs = [(tokens, EXPECTED_OUTPUT_TOKENS) for tokens in first.input_tokens.tolist()]
@@ -23,7 +23,7 @@ def wattray_fleet(trace: Trace, settings: Settings, profile: RooflineProfile, gp
 
 
 def simulate_wattray(
-    requests: Trace | Sequence[Request], settings: Settings, profile: RooflineProfile, until_s: float | None = None
+    requests: Trace | Sequence[Request], settings: Settings, profile: MachineProfile, until_s: float | None = None
 ) -> Simulated:
     """wattray on a trace and on all the GPUs of the settings, idle ones billed."""
     trace = requests if isinstance(requests, Trace) else Trace.of(requests)
@@ -34,7 +34,7 @@ def simulate_wattray(
 
 def simulate_single_pool(
     requests: Trace | Sequence[Request],
-    profile: RooflineProfile,
+    profile: MachineProfile,
     gpus: int,
     slo: Slo,
     until_s: float | None = None,

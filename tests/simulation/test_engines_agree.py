@@ -1,6 +1,5 @@
 """The fast engine equals the oracle: every completion time, routing choice and clock change."""
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -26,7 +25,6 @@ from control_plane.simulation.traces import read_azure, synthetic_conversation, 
 from control_plane.simulation.what_if import wattray_fleet
 
 PROFILE = RooflineProfile()
-TRACES = Path(os.environ.get("WATTRAY_TRACES", "data/traces"))
 
 
 def assert_same(fast: Simulated, slow: Simulated) -> None:
@@ -155,18 +153,12 @@ def test_policies_on_a_synthetic_trace_agree() -> None:
 
 
 @pytest.mark.parametrize("name", ["azure2023_conv", "azure2023_code"])
-def test_policies_on_five_minutes_of_a_real_trace_agree(name: str) -> None:
-    run_both(Trace.of(window(_requests(name), 600, 300)), 32)
+def test_policies_on_five_minutes_of_a_real_trace_agree(data: Path, name: str) -> None:
+    requests = read_azure((data / "traces" / f"{name}.csv").read_text())
+    run_both(Trace.of(window(requests, 600, 300)), 32)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["azure2023_conv", "azure2023_code"])
-def test_policies_on_a_whole_real_trace_agree(name: str) -> None:
-    run_both(Trace.of(_requests(name)), 64)
-
-
-def _requests(name: str):  # type: ignore[no-untyped-def]
-    path = TRACES / f"{name}.csv"
-    if not path.exists():
-        pytest.skip(f"{path} is not here (set WATTRAY_TRACES)")
-    return read_azure(path.read_text(), str(path))
+def test_policies_on_a_whole_real_trace_agree(data: Path, name: str) -> None:
+    run_both(Trace.of(read_azure((data / "traces" / f"{name}.csv").read_text())), 64)

@@ -47,7 +47,7 @@ def test_requests_as_objects_carry_the_same_values() -> None:
         (["TIMESTAMP,ContextTokens", LINE], "t.csv:1: column GeneratedTokens is missing"),
         ([HEAD, "soon,1,1"], "t.csv:2: TIMESTAMP 'soon' is not a time"),
         ([HEAD, LINE, "2023-11-16 18:15:61.0,1,1"], "t.csv:3: TIMESTAMP '2023-11-16 18:15:61.0' is not a time"),
-        ([HEAD, LINE, "2023-11-16 18:15:45.0,1,1"], "t.csv:3: TIMESTAMP is before the line above"),
+        ([HEAD, LINE, "2023-11-16 18:15:45.0,1,1"], "t.csv:3: TIMESTAMP .* is before the line above"),
         ([HEAD, "2023-11-16 18:15:46,x,1"], "t.csv:2: ContextTokens 'x' is not an integer"),
         ([HEAD, "2023-11-16 18:15:46,1,-3"], "t.csv:2: GeneratedTokens -3 must be at least 1"),
         ([HEAD, "2023-11-16 18:15:46,1,1.5"], "t.csv:2: GeneratedTokens '1.5' is not an integer"),
@@ -56,7 +56,7 @@ def test_requests_as_objects_carry_the_same_values() -> None:
     ],
 )
 def test_azure_faults_name_file_line_and_field(lines: list[str], message: str) -> None:
-    with pytest.raises(TraceError, match="^" + message.replace(".", r"\.")):
+    with pytest.raises(TraceError, match="^" + message):
         azure_trace(lines, "t.csv")
 
 

@@ -1,0 +1,65 @@
+"""wattray's metrics on Ray's metrics endpoint, each with its help text and base unit; exported as ``ray_wattray_…``.
+
+Gauges are made at first use: only a process that belongs to Ray may make one.
+"""
+
+from functools import cache
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from actors.messages import GpuReading, PoolStatus
+
+HELP = {
+    "wattray_gpu_power_watts": "Power a GPU draws now.",
+    "wattray_gpu_clock_hertz": "SM clock of a GPU now.",
+    "wattray_gpu_clock_limit_hertz": "Highest SM clock wattray allows a GPU now.",
+    "wattray_gpu_energy_joules_total": "Energy a GPU has used since the agent started, idle included.",
+    "wattray_pool_replicas": "Replicas of a pool that are ready.",
+    "wattray_pool_gpu_budget": "GPUs a pool may hold.",
+    "wattray_pool_load_requests_per_second": "Arrivals of a pool in the last seconds.",
+    "wattray_decisions_total": "Actions taken by the control plane.",
+    "wattray_requests_total": "Requests that ended at the router, by outcome.",
+    "wattray_request_ttft_seconds": "Time to first token as the router saw it.",
+}
+
+
+@cache
+def gauge(name: str, *tags: str) -> Gauge:
+    return Gauge(name, description=HELP[name], tag_keys=tags)
+
+
+@cache
+def counter(name: str, *tags: str) -> Counter:
+    return Counter(name, description=HELP[name], tag_keys=tags)
+
+
+@cache
+def ttft_histogram() -> Histogram:
+    name = "wattray_request_ttft_seconds"
+    return Histogram(name, description=HELP[name], boundaries=[0.05, 0.1, 0.25, 0.4, 1, 2, 5], tag_keys=("pool",))
+
+
+def gpu(reading: GpuReading, spent_j: float) -> None:
+    tags = {"uuid": reading.uuid}
+    gauge("wattray_gpu_power_watts", "uuid").set(reading.power_w, tags)
+    gauge("wattray_gpu_clock_hertz", "uuid").set(reading.freq_mhz * 1e6, tags)
+    gauge("wattray_gpu_clock_limit_hertz", "uuid").set(reading.locked_mhz * 1e6, tags)
+    if spent_j > 0:
+        counter("wattray_gpu_energy_joules_total", "uuid").inc(spent_j, tags)
+
+
+def pool(status: PoolStatus) -> None:
+    tags = {"pool": str(status.pool)}
+    gauge("wattray_pool_replicas", "pool").set(len(status.replicas), tags)
+    gauge("wattray_pool_gpu_budget", "pool").set(status.gpu_budget, tags)
+    gauge("wattray_pool_load_requests_per_second", "pool").set(status.load_rps, tags)
+
+
+def decision(source: str) -> None:
+    counter("wattray_decisions_total", "source").inc(1, {"source": source})
+
+
+def request_ended(pool_name: str, outcome: str, ttft_s: float | None) -> None:
+    counter("wattray_requests_total", "pool", "outcome").inc(1, {"pool": pool_name, "outcome": outcome})
+    if ttft_s is not None:
+        ttft_histogram().observe(ttft_s, {"pool": pool_name})

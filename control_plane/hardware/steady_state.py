@@ -1,0 +1,335 @@
+"""The steady state of one replica under Poisson arrivals, in closed form.
+
+It describes the machine that ``replica_model`` steps through, seen from far away: mean iterations first, then the
+wait behind prefills and its tail, then watts. Stationary arrivals: bursts need headroom on top.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+from control_plane.domain import ClassLoad, InputClass, Slo
+
+_SHORT_SPREAD, _MEDIUM_SPREAD, _LONG_SPREAD = 1.25, 1.15, 1.40
+"""E[I²] / E[I]² of inputs inside a class (Azure 2023: 1.13-1.33, 1.13-1.21, 1.39-1.40)."""
+
+OUTPUT_SPREAD = 1.6
+"""E[O²] / E[O]² of outputs (Azure 2023 conversations: 1.3-1.7): says how old the contexts being decoded are."""
+
+PREFILL_MIX_SPREAD = 0.6
+"""Standard deviation of the tokens prefilled in an iteration over their mean."""
+
+TAIL = 0.01
+"""Limits hold for all but this share."""
+
+TAIL_MARGIN = 1.08
+"""On the wait's tail: what the formula was found to be too low by, at most, against ``ReplicaModel``."""
+
+FULLEST = 0.995
+"""Above this utilisation there is no steady state to speak of."""
+
+_SHORT, _MEDIUM = InputClass.SHORT, InputClass.MEDIUM
+_NORMAL = NormalDist()
+_TAIL_Z = _NORMAL.inv_cdf(1 - TAIL)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One shape of a profile as the formulas read it: seconds and watts (of the whole replica) by tokens in an
+    iteration."""
+
+    iteration_s: Sequence[float]
+    power_w: Sequence[float]
+    context_s: float
+    attention_s: float
+    idle_power_w: float
+    batch_tokens: int
+    batch_requests: int
+    kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """Steady state of one replica: mean TBT and P99 TTFT per input class in seconds, requests in the batch, watts.
+    KV use and decoding requests also as their 99th percentile, which is what must fit."""
+
+    saturated: bool
+    utilisation: float
+    tbt_s: float
+    concurrency: float
+    ttft_p99_s: Mapping[InputClass, float]
+    power_w: float
+    kv_tokens: float
+    kv_p99_tokens: float
+    decoding_p99: float
+
+
+class _Part(NamedTuple):
+    """One class of arrivals (a tuple: made by the thousand)."""
+
+    name: InputClass
+    rps: float
+    prompt: float
+    spread: float
+    attention_s: float
+    """Of one prompt, in the mean."""
+
+
+class _Arrivals(NamedTuple):
+    """What arrives in a second."""
+
+    parts: Sequence[_Part]
+    rps: float
+    input_tokens: float
+    decode_tokens: float
+    mean_context: float
+    attention_s: float
+    """Seconds of prefill attention."""
+    chunks: float
+    """Iterations that the prompts need when each is prefilled alone."""
+
+
+class _Iterations(NamedTuple):
+    """Mean iterations while there is work."""
+
+    decoding: float
+    mean_s: float
+    decode_s: float
+    """One without prefill."""
+    prefill_ratio: float
+    """Share of iterations that prefill."""
+    prefill_tokens: float
+    """Prefilled in each of those."""
+    token_s: float
+    """What a prefilled token adds."""
+
+
+def steady_state(machine: Machine, parts: Sequence[tuple[InputClass, ClassLoad]]) -> OperatingPoint:
+    """The steady state under these arrivals, classes without any left out."""
+    if not parts:
+        idle_s = machine.iteration_s[1]
+        return OperatingPoint(False, 0.0, idle_s, 0.0, {}, machine.idle_power_w, 0.0, 0.0, 0.0)
+    arrivals = _arrivals(machine, parts)
+    iterations = _iterations(machine, arrivals)
+    if iterations is None:
+        return _saturated(machine, parts)
+    busy, prefill_share, prefill_tokens, power_w = _power(machine, arrivals, iterations)
+    waits = _first_tokens(machine, arrivals, iterations, busy, prefill_share, prefill_tokens)
+    if waits is None:
+        return _saturated(machine, parts)
+    ttft_p99_s, mean_wait_s = waits
+    decoding = iterations.decoding
+    held = arrivals.rps * mean_wait_s
+    prompt = arrivals.input_tokens / arrivals.rps
+    kv_tokens = decoding * arrivals.mean_context + held * prompt
+    kv_deviation = math.sqrt(1.6 * (decoding * arrivals.mean_context**2 + held * prompt**2))
+    return OperatingPoint(
+        saturated=False,
+        utilisation=busy,
+        tbt_s=iterations.mean_s,
+        concurrency=decoding + held,
+        ttft_p99_s=ttft_p99_s,
+        power_w=power_w,
+        kv_tokens=kv_tokens,
+        kv_p99_tokens=kv_tokens + _TAIL_Z * kv_deviation,
+        decoding_p99=decoding + _TAIL_Z * math.sqrt(decoding),
+    )
+
+
+def slo_use(machine: Machine, point: OperatingPoint, slo: Slo) -> float:
+    """The largest share of any limit that this point uses up; the SLO holds up to 1."""
+    if point.saturated:
+        return math.inf
+    use = max(
+        point.tbt_s / slo.tbt_s,
+        point.kv_p99_tokens / machine.kv_tokens,
+        point.decoding_p99 / machine.batch_requests,
+    )
+    for name, ttft_s in point.ttft_p99_s.items():
+        limit_s = slo.ttft_short_s if name is _SHORT else slo.ttft_medium_s if name is _MEDIUM else slo.ttft_long_s
+        use = max(use, ttft_s / limit_s)
+    return use
+
+
+def longest_input(name: InputClass, mean_tokens: float) -> float:
+    """The 99th percentile of inputs inside a class of this mean."""
+    if name is _SHORT:
+        return min(255.0, 2.0 * mean_tokens)
+    if name is _MEDIUM:
+        return max(mean_tokens, min(1023.0, 1.75 * mean_tokens))
+    return max(mean_tokens, min(8192.0, 1024.0 + 4.6 * (mean_tokens - 1024.0)))
+
+
+def _arrivals(machine: Machine, parts: Sequence[tuple[InputClass, ClassLoad]]) -> _Arrivals:
+    rps = inputs = decodes = context = attention = chunks = 0.0
+    found = []
+    for name, part in parts:
+        rate, prompt, outputs = part.rps, part.input_tokens, part.output_tokens
+        spread = _SHORT_SPREAD if name is _SHORT else _MEDIUM_SPREAD if name is _MEDIUM else _LONG_SPREAD
+        attention_s = prompt * prompt / 2 * spread * machine.attention_s
+        found.append(_Part(name, rate, prompt, spread, attention_s))
+        rps += rate
+        inputs += rate * prompt
+        attention += rate * attention_s
+        chunks += rate * max(1.0, prompt / machine.batch_tokens)
+        if outputs > 1.0:
+            decodes += rate * (outputs - 1.0)
+            context += rate * (outputs - 1.0) * (prompt + OUTPUT_SPREAD / 2 * outputs)
+    mean_context = context / decodes if decodes > 0 else inputs / rps
+    return _Arrivals(found, rps, inputs, decodes, mean_context, attention, chunks)
+
+
+def _iterations(machine: Machine, arrivals: _Arrivals) -> _Iterations | None:
+    """The fixed point of decoders and iteration time: a decoder meets its own token, the others' and the prefills.
+
+    None where arrivals bring more work than a second holds.
+    """
+    table = machine.iteration_s
+    batch_tokens = float(machine.batch_tokens)
+    _, rps, input_tokens, decode_tokens, mean_context, attention_s, chunks = arrivals
+    context_s = machine.context_s * mean_context
+    alone = tokens = min(input_tokens / rps, batch_tokens)
+    decoding = token_s = ratio = mean_s = decode_s = 0.0
+    for _ in range(12):
+        room = max(1.0, batch_tokens - decoding)
+        tokens = min(tokens, room)
+        token_s = (interpolate(table, decoding + tokens) - interpolate(table, decoding)) / tokens
+        one_more_s = interpolate(table, decoding + 1.0)
+        decoder_s = interpolate(table, decoding + 2.0) - one_more_s + context_s
+        decode_s = one_more_s + context_s * (decoding + 1.0)
+        left = 1.0 - input_tokens * token_s - attention_s - decode_tokens * decoder_s
+        if left < 1.0 - FULLEST:
+            return None
+        was = decoding
+        mean_s = (decode_s - decoding * decoder_s) / left
+        decoding = decode_tokens * mean_s
+        decode_s += (decoding - was) * decoder_s
+        ratio = _prefill_ratio(chunks, mean_s, decode_s)
+        ratio = min(1.0, max(ratio, input_tokens * mean_s / room))
+        tokens = max(alone, input_tokens * mean_s / ratio)
+        if abs(decoding - was) <= 1e-3 * (1.0 + decoding):
+            break
+    return _Iterations(decoding, mean_s, decode_s, ratio, tokens, token_s)
+
+
+def _prefill_ratio(chunks: float, mean_s: float, decode_s: float) -> float:
+    """Share of iterations that prefill: those during whose predecessor a prompt arrived, and long ones catch more."""
+    ratio = 1.0 - math.exp(-chunks * mean_s)
+    after_decode = 1.0 - math.exp(-chunks * decode_s)
+    for _ in range(2):
+        prefill_s = decode_s + (mean_s - decode_s) / ratio
+        ratio = after_decode / (math.exp(-chunks * prefill_s) + after_decode)
+    return ratio
+
+
+def _power(machine: Machine, arrivals: _Arrivals, iterations: _Iterations) -> tuple[float, float, float, float]:
+    """(busy share, share of time prefilling, tokens in each prefill, mean watts)."""
+    decoding, decode_s = iterations.decoding, iterations.decode_s
+    prefill_s = decode_s + (iterations.mean_s - decode_s) / iterations.prefill_ratio
+    busy = -math.expm1(-(decoding + arrivals.rps * prefill_s))
+    prefills = (1.0 - busy) * arrivals.chunks + busy * iterations.prefill_ratio / iterations.mean_s
+    tokens = arrivals.input_tokens / prefills
+    share = prefills * (decode_s + tokens * iterations.token_s) + arrivals.attention_s
+    busy = min(1.0, max(busy, share))
+    share = min(busy, share)
+    beside = max(1.0, decoding / busy)
+    most = float(machine.batch_tokens)
+    fewer_w = interpolate(machine.power_w, min(most, beside + tokens * (1.0 - PREFILL_MIX_SPREAD)))
+    more_w = interpolate(machine.power_w, min(most, beside + tokens * (1.0 + PREFILL_MIX_SPREAD)))
+    decode_w = interpolate(machine.power_w, beside)
+    idle_w = machine.idle_power_w
+    power_w = idle_w + share * ((fewer_w + more_w) / 2 - idle_w) + (busy - share) * (decode_w - idle_w)
+    return busy, share, tokens, power_w
+
+
+def _first_tokens(
+    machine: Machine,
+    arrivals: _Arrivals,
+    iterations: _Iterations,
+    busy: float,
+    prefill_share: float,
+    prefill_tokens: float,
+) -> tuple[dict[InputClass, float], float] | None:
+    """P99 TTFT per class and the mean wait before a prefill; None where prefills alone are too much.
+
+    Two waits, whichever is longer in the tail. Queue: prompts as jobs at the speed of full iterations, an M/G/1
+    queue that is met with the probability that something prefills. Gate: whoever comes during an iteration waits for
+    its end and shares the next with all who came during it.
+    """
+    decode_s, token_s, mean_s = iterations.decode_s, iterations.token_s, iterations.mean_s
+    room = max(1.0, machine.batch_tokens - iterations.decoding)
+    full_s = decode_s - interpolate(machine.iteration_s, iterations.decoding)
+    full_s += interpolate(machine.iteration_s, machine.batch_tokens)
+    full_token_s = full_s / room
+    work1 = work2 = work3 = gate1 = gate2 = 0.0
+    for _, rps, prompt, spread, attention_s in arrivals.parts:
+        job_s = prompt * full_token_s + attention_s
+        spread_s = job_s * spread
+        work1 += rps * job_s
+        work2 += rps * job_s * spread_s
+        work3 += rps * spread_s * spread_s * spread_s
+        own_s = prompt * token_s + attention_s
+        gate1 += rps * own_s
+        gate2 += rps * own_s * own_s * (spread if prompt <= room else room / prompt)
+    if work1 >= FULLEST or gate1 >= FULLEST:
+        return None
+    wait_s = work2 / (2 * (1 - work1))
+    wait2 = 2 * wait_s**2 + work3 / (3 * (1 - work1))
+    waits = min(1.0, max(prefill_share, work1))
+    queue_s = wait_s / waits
+    queue_var = max(0.0, wait2 / waits - queue_s**2)
+    # Moments of the iteration that an arrival falls into: longer ones catch more arrivals.
+    variance = gate2 * mean_s / (1 - gate1**2)
+    random_s = max(mean_s - decode_s, 1e-9)
+    met_s = (mean_s**2 + variance) / mean_s
+    met2 = (mean_s**3 + 3 * mean_s * variance + 2 * variance**2 / random_s) / mean_s
+    gate_s = (0.5 + gate1) * met_s
+    gate_var = max(0.0, met2 * (1 / 3 + gate1 + gate1**2) + gate2 * met_s - gate_s**2)
+    gate_z, queue_z = _conditional_z(busy), _conditional_z(1.25 * waits)
+    ttft_p99_s = {}
+    for name, _, prompt, spread, attention_s in arrivals.parts:
+        longest = longest_input(name, prompt)
+        own_s = prompt * token_s + attention_s
+        tail_s = longest * (token_s + longest / 2 * machine.attention_s)
+        if prompt > room:
+            own_s += (prompt / room - 1.0) * decode_s
+        if longest > room:
+            tail_s += (longest / room - 1.0) * decode_s
+        own_var = own_s * own_s * (spread - 1.0)
+        if gate_z is not None:
+            tail_s = max(tail_s, _quantile(own_s + gate_s, own_var + gate_var, gate_z))
+        if queue_z is not None:
+            tail_s = max(tail_s, _quantile(own_s + queue_s, own_var + queue_var, queue_z))
+        ttft_p99_s[name] = decode_s + TAIL_MARGIN * tail_s
+    return ttft_p99_s, max(wait_s, busy * met_s / 2) + decode_s + prefill_tokens * token_s
+
+
+def _conditional_z(share: float) -> float | None:
+    """How many deviations up the 99th percentile lies among the ``share`` of arrivals that wait at all."""
+    if share <= TAIL * 1.01:
+        return None
+    return _TAIL_Z if share >= 1.0 else _NORMAL.inv_cdf(1.0 - TAIL / share)
+
+
+def _quantile(mean: float, variance: float, z: float) -> float:
+    """Of a gamma distribution (Wilson and Hilferty's cube)."""
+    ninth = variance / (9.0 * mean * mean)
+    root = 1.0 - ninth + z * math.sqrt(ninth)
+    return mean * root * root * root if root > 0.0 else 0.0
+
+
+def _saturated(machine: Machine, parts: Sequence[tuple[InputClass, ClassLoad]]) -> OperatingPoint:
+    never = {name: math.inf for name, _ in parts}
+    full_w = machine.power_w[machine.batch_tokens]
+    return OperatingPoint(True, 1.0, math.inf, math.inf, never, full_w, math.inf, math.inf, math.inf)
+
+
+def interpolate(table: Sequence[float], at: float) -> float:
+    """The table's value at a fractional index, its last value beyond its end."""
+    index = int(at)
+    if index >= len(table) - 1:
+        return table[-1]
+    low = table[index]
+    return low + (table[index + 1] - low) * (at - index)

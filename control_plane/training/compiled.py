@@ -1,0 +1,13 @@
+"""The one door to numba: a typed `compiled` decorator; machine code is cached on disk between processes."""
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+from numba import njit
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def compiled(function: Function) -> Function:
+    """Compile for flat numpy arrays; division follows numpy (no Python zero check on the hot path)."""
+    return cast(Function, njit(cache=True, error_model="numpy")(function))

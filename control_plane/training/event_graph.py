@@ -1,0 +1,195 @@
+"""A DAG of operations as a network of events on integers; arcs carry the pieces of convex costs."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from control_plane.training.computation import Computation
+from control_plane.training.dag import Dag, FloatArray, IntArray, finish_times, predecessors, successors
+from control_plane.training.frontier_kernel import UNBOUNDED, IndexArray
+
+TIME_RANGE = 1 << 58
+"""Integer instants in the longest iteration: potentials, shifts and their sums stay below 2^62."""
+FLOW_RANGE = 1 << 60
+"""Sum of the steepest slopes of all operations: a finite cut stays below UNBOUNDED."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EventGraph:
+    """Arcs 0..n−1 are the DAG's operations, then precedence. Pieces: longest first, with rising slopes.
+
+    `piece_until` is the flow at which the arc leaves a piece for the next shorter one; the last is UNBOUNDED.
+    """
+
+    nodes: int
+    tail: IntArray
+    head: IntArray
+    piece_first: IntArray
+    piece_length: IntArray
+    piece_until: IntArray
+    potential: IntArray
+    sink: int
+    time_unit_s: float
+    slope_unit_w: float
+
+    @property
+    def source(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HalfArcs:
+    """The residual network in compressed rows: half-arcs leaving a node stand together."""
+
+    first: IntArray
+    head: IndexArray
+    mate: IndexArray
+    arc: IndexArray
+    is_ahead: NDArray[np.bool_]
+    forward: IndexArray
+    backward: IndexArray
+
+
+def event_graph(dag: Dag) -> EventGraph:
+    """Merge events that can coincide at no cost; scale times and slopes to integers."""
+    longest_s = dag.per_operation(c.thriftiest.time_s for c in dag.computations)
+    t_star_s = float(finish_times(dag, longest_s).max())
+    time_unit_s = t_star_s / TIME_RANGE if t_star_s > 0 else 1.0
+    steepest = [_slopes_w(c)[-1] if len(c.hull) > 1 else 0.0 for c in dag.computations]
+    steepest_sum_w = math.fsum(dag.per_operation(steepest))
+    slope_unit_w = steepest_sum_w / FLOW_RANGE if steepest_sum_w > 0 else 1.0
+
+    pieces = [_pieces(c, time_unit_s, slope_unit_w) for c in dag.computations]
+    count = len(dag)
+    entry, leave, nodes = _events(dag)
+    between = leave[dag.edges[:, 0]] != entry[dag.edges[:, 1]]
+    links = dag.edges[between]
+    tail = np.concatenate([entry, leave[links[:, 0]]])
+    head = np.concatenate([leave, entry[links[:, 1]]])
+    lengths = [pieces[k][0] for k in dag.kind] + [[0]] * len(links)
+    untils = [pieces[k][1] for k in dag.kind] + [[UNBOUNDED]] * len(links)
+    piece_first = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum([len(p) for p in lengths], out=piece_first[1:])
+
+    finish = _integer_finish(dag, np.array([p[0][0] for p in pieces], np.int64)[dag.kind])
+    potential = np.zeros(nodes, np.int64)
+    np.maximum.at(potential, leave, finish)
+    potential[1] = finish.max()
+    return EventGraph(
+        nodes=nodes,
+        tail=tail,
+        head=head,
+        piece_first=piece_first,
+        piece_length=np.fromiter((x for p in lengths for x in p), np.int64, int(piece_first[-1])),
+        piece_until=np.fromiter((x for p in untils for x in p), np.int64, int(piece_first[-1])),
+        potential=_settled(potential, entry, finish, dag, count),
+        sink=1,
+        time_unit_s=time_unit_s,
+        slope_unit_w=slope_unit_w,
+    )
+
+
+def half_arcs(graph: EventGraph) -> HalfArcs:
+    arcs = len(graph.tail)
+    start = np.concatenate([graph.tail, graph.head])
+    order = np.argsort(start, kind="stable")
+    place = np.empty(2 * arcs, np.int64)
+    place[order] = np.arange(2 * arcs)
+    first = np.zeros(graph.nodes + 1, np.int64)
+    np.cumsum(np.bincount(start, minlength=graph.nodes), out=first[1:])
+    both = np.concatenate([graph.head, graph.tail])
+    mate_of = np.concatenate([np.arange(arcs) + arcs, np.arange(arcs)])
+    return HalfArcs(
+        first=first,
+        head=both[order].astype(np.int32),
+        mate=place[mate_of[order]].astype(np.int32),
+        arc=(order % arcs).astype(np.int32),
+        is_ahead=order < arcs,
+        forward=place[:arcs].astype(np.int32),
+        backward=place[arcs:].astype(np.int32),
+    )
+
+
+def _slopes_w(computation: Computation) -> list[float]:
+    """Joules saved per second of stretching, slowest segment first: rising."""
+    points = [computation.choices[i] for i in reversed(computation.hull)]
+    return [
+        (computation.effective_j(fast) - computation.effective_j(slow)) / (slow.time_s - fast.time_s)
+        for slow, fast in pairwise(points)
+    ]
+
+
+def _pieces(computation: Computation, time_unit_s: float, slope_unit_w: float) -> tuple[list[int], list[int]]:
+    lengths = [round(computation.choices[i].time_s / time_unit_s) for i in reversed(computation.hull)]
+    until = [round(slope / slope_unit_w) for slope in _slopes_w(computation)]
+    kept_lengths = [lengths[0]]
+    kept_until: list[int] = []
+    for length, flow in zip(lengths[1:], until, strict=True):
+        if length == kept_lengths[-1]:
+            continue
+        if kept_until and flow <= kept_until[-1]:
+            kept_lengths[-1] = length
+            continue
+        if flow == 0:
+            kept_lengths[0] = length
+            continue
+        kept_until.append(flow)
+        kept_lengths.append(length)
+    return kept_lengths, [*kept_until, UNBOUNDED]
+
+
+def _events(dag: Dag) -> tuple[IntArray, IntArray, int]:
+    """Event where each operation starts and ends; an end and a start that only know each other are one."""
+    before_first, before = predecessors(dag)
+    after_first, after = successors(dag)
+    count = len(dag)
+    entry = np.full(count, -1, np.int64)
+    leave = np.full(count, -1, np.int64)
+    nodes = 2
+    for op in range(count):
+        if after_first[op] == after_first[op + 1]:
+            leave[op] = 1
+        elif after_first[op + 1] - after_first[op] > 1:
+            leave[op] = nodes
+            nodes += 1
+        if before_first[op] == before_first[op + 1]:
+            entry[op] = 0
+    for op in range(count):
+        waits_for = before_first[op + 1] - before_first[op]
+        if waits_for > 1 or (waits_for == 1 and leave[before[before_first[op]]] < 0):
+            entry[op] = nodes
+            nodes += 1
+        elif waits_for == 1:
+            entry[op] = leave[before[before_first[op]]]
+    for op in range(count):
+        if leave[op] < 0:
+            leave[op] = entry[after[after_first[op]]]
+    return entry, leave, nodes
+
+
+def _integer_finish(dag: Dag, lengths: IntArray) -> IntArray:
+    finish = np.zeros(len(dag), np.int64)
+    first, before = predecessors(dag)
+    for op in dag.order:
+        start = 0
+        for i in range(first[op], first[op + 1]):
+            start = max(start, int(finish[before[i]]))
+        finish[op] = start + int(lengths[op])
+    return finish
+
+
+def _settled(potential: IntArray, entry: IntArray, finish: IntArray, dag: Dag, count: int) -> IntArray:
+    """An event where operations start is no earlier than all they wait for."""
+    if len(dag.edges):
+        np.maximum.at(potential, entry[dag.edges[:, 1]], finish[dag.edges[:, 0]])
+    potential[0] = 0
+    return potential
+
+
+def durations_of(graph: EventGraph, potential: IntArray, operations: int) -> FloatArray:
+    """The time every operation is given between its two events, in seconds."""
+    spans = potential[graph.head[:operations]] - potential[graph.tail[:operations]]
+    return spans.astype(np.float64) * graph.time_unit_s

@@ -1,0 +1,71 @@
+"""Builds and scales the Ray Serve applications."""
+
+import json
+import logging
+import urllib.error
+import urllib.request
+
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+
+from actors.runtime import Deployment
+from control_plane.domain import PoolName
+from serve_apps.naming import REPLICA_DEPLOYMENT, ROUTER_APP, pool_app
+from serve_apps.replica import ModelReplica
+from serve_apps.request_router import ChosenReplicaRouter
+from serve_apps.router import Router
+
+log = logging.getLogger(__name__)
+
+MAX_ONGOING_REQUESTS = 1000
+"""Per replica; Serve's default of 5 would strangle continuous batching."""
+DRAIN_S = 120.0
+"""Longer than the longest stream: a draining replica finishes what it began."""
+
+
+def start_router(deployment: Deployment) -> None:
+    """Start Serve's HTTP side and the router application; returns when it answers."""
+    http = deployment.settings.serve
+    serve.start(proxy_location="HeadOnly", http_options={"host": http.host, "port": http.port})
+    router = serve.deployment(
+        Router,
+        name="Router",
+        num_replicas=1,
+        max_ongoing_requests=10_000,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=2.0,
+    )
+    serve.run(router.bind(deployment), name=ROUTER_APP, route_prefix="/")
+
+
+def set_replicas(deployment: Deployment, pool: PoolName, tp: int, replicas: int) -> None:
+    """So many replicas of this tensor parallelism in this pool; the application is deployed at first need. Asking
+    again for the same changes nothing. Draining is Serve's: a replica ends when its last stream has."""
+    app = pool_app(pool, tp)
+    if app in serve.status().applications:
+        _scale(deployment.dashboard_url, app, replicas)
+    elif replicas > 0:
+        model = serve.deployment(
+            ModelReplica,
+            name=REPLICA_DEPLOYMENT,
+            num_replicas=replicas,
+            max_ongoing_requests=MAX_ONGOING_REQUESTS,
+            graceful_shutdown_timeout_s=DRAIN_S,
+            graceful_shutdown_wait_loop_s=0.5,
+            health_check_period_s=2.0,
+            ray_actor_options={"num_cpus": 0, "num_gpus": tp},
+            request_router_config=RequestRouterConfig(request_router_class=ChosenReplicaRouter),
+        )
+        bound = model.bind(deployment, pool, tp)
+        serve.run(bound, name=app, route_prefix=None, external_scaler_enabled=True, blocking=False)
+
+
+def _scale(dashboard_url: str, app: str, replicas: int) -> None:
+    url = f"{dashboard_url}/api/v1/applications/{app}/deployments/{REPLICA_DEPLOYMENT}/scale"
+    body = json.dumps({"target_num_replicas": replicas}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            answer.read()
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(f"Serve refused {replicas} replicas of {app}: {error.read().decode()[:300]}") from None

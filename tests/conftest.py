@@ -1,0 +1,38 @@
+"""Shared fixtures: the real data where it is present, and one Ray for the whole session."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests_support import DATA
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Real traces and profiles; the test is skipped where they are absent."""
+    if not DATA.is_dir():
+        pytest.skip("the shared data folder is not here")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def own_temp() -> Iterator[Path]:
+    """A temp folder of the session's own, for Ray too; its path is short because Ray's socket paths may not be long."""
+    folder = Path(tempfile.mkdtemp(prefix="wt-", dir="/tmp"))
+    before = {name: os.environ.get(name) for name in ("TMPDIR", "RAY_TMPDIR", "RAY_ADDRESS")}
+    os.environ["TMPDIR"] = os.environ["RAY_TMPDIR"] = str(folder)
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    tempfile.tempdir = None
+    yield folder
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    tempfile.tempdir = None
+    shutil.rmtree(folder, ignore_errors=True)

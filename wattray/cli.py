@@ -1,0 +1,217 @@
+"""The command line. Heavy imports happen inside the commands, so that `--help` is quick."""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import rich.markup
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from wattray.errors import WattrayError
+
+app = typer.Typer(
+    help="Energy control plane for GPU clusters that run Ray.", no_args_is_help=True, add_completion=False
+)
+console = Console(stderr=True)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+PortOption = Annotated[int | None, typer.Option("--port", help="Port of the OpenAI endpoint (8000).")]
+RayPortOption = Annotated[int, typer.Option("--ray-port", help="Port of a Ray head started here.")]
+DashboardPortOption = Annotated[int, typer.Option("--dashboard-port", help="Its dashboard's port.")]
+MetricsPortOption = Annotated[int, typer.Option("--metrics-port", help="Its metrics endpoint's port.")]
+
+
+def main() -> None:
+    """Console entry: a mendable error is one line and exit code 2, never a traceback."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    from control_plane.hardware.profile_file import ProfileError
+    from control_plane.settings import SettingsError
+    from control_plane.simulation.traces import TraceError
+
+    try:
+        app(standalone_mode=False)
+    except (WattrayError, SettingsError, TraceError, ProfileError) as error:
+        console.print("[red]error:[/]", rich.markup.escape(str(error)), highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        console.print("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        from click.exceptions import ClickException
+
+        if not isinstance(error, ClickException):
+            raise
+        error.show()
+        sys.exit(error.exit_code)
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+@app.command()
+def up(
+    config: ConfigOption = None,
+    address: Annotated[
+        str | None, typer.Option(help='A running Ray ("auto" finds one); default: find or start.')
+    ] = None,
+    rps: Annotated[float, typer.Option(help="Requests a second to be ready for at once.", min=0.0)] = 1.0,
+    port: PortOption = None,
+    ray_port: RayPortOption = 6379,
+    dashboard_port: DashboardPortOption = 8265,
+    metrics_port: MetricsPortOption = 8090,
+) -> None:
+    """Bring the control plane up, on a running Ray or on a head that outlives this command."""
+    settings = _settings(config, port)
+    from control_plane.simulation.traces import synthetic_conversation
+    from wattray import lifecycle
+    from wattray.demo import first_load
+    from wattray.ray_head import Ports
+
+    expected = first_load(synthetic_conversation(30.0, scale=max(rps, 0.05) / 5.53))
+    with console.status("starting") as status:
+        ports = Ports(ray_port, dashboard_port, metrics_port)
+        running = lifecycle.up(settings, ports, expected, address, lambda text: status.update(text))
+    console.print(
+        f"up: {running.router_url}/v1 serves {settings.serve.model_name!r}; Ray dashboard {running.dashboard_url}"
+    )
+
+
+@app.command()
+def down() -> None:
+    """Reset every clock and end the control plane; the Ray head too where `up` started it."""
+    from wattray import lifecycle, ray_head
+
+    running = ray_head.load()
+    if running is None:
+        raise WattrayError("nothing is up here")
+    lifecycle.down(running, lambda text: console.print(text))
+    console.print("down")
+
+
+@app.command()
+def status(as_json: JsonOption = False) -> None:
+    """Pools, replicas, clocks, power and energy now."""
+    from wattray.client import connect
+
+    now = connect().status()
+    if as_json:
+        _print_json(dataclasses.asdict(now))
+        return
+    console.print(f"{now.power_w / 1000:.2f} kW, {now.energy_j / 1000:.0f} kJ since start, control: {now.control}")
+    table = Table("pool", "GPUs", "load", "replica", "waiting+running", "clock")
+    for pool in now.pools:
+        for replica in pool.replicas or (None,):
+            table.add_row(
+                str(pool.pool),
+                str(pool.gpu_budget),
+                f"{pool.load_rps:.1f} rps",
+                "none" if replica is None else f"{replica.replica_id} TP{replica.tp}",
+                "" if replica is None else f"{replica.waiting}+{replica.running}",
+                "" if replica is None else str(pool.clocks_mhz.get(replica.replica_id, "full")),
+            )
+    Console().print(table)
+
+
+@app.command()
+def explain(last: Annotated[int, typer.Option(help="How many.")] = 20, as_json: JsonOption = False) -> None:
+    """The last decisions and why they were taken."""
+    from wattray.client import connect
+
+    decisions = connect().explain(last)
+    if as_json:
+        _print_json([dataclasses.asdict(decision) for decision in decisions])
+        return
+    table = Table("id", "by", "action", "why")
+    for decision in decisions:
+        table.add_row(decision.decision_id, decision.source, decision.action, decision.why)
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    config: ConfigOption = None,
+    trace: Annotated[Path | None, typer.Option(help="An Azure LLM inference trace (CSV); default: generated.")] = None,
+    start: Annotated[float, typer.Option(help="Where in the trace to begin, in seconds.", min=0.0)] = 600.0,
+    seconds: Annotated[float, typer.Option(help="How much of the trace to replay.", min=10.0, max=3600.0)] = 110.0,
+    seed: Annotated[int, typer.Option(help="Seed of the generated trace.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of report.html and report.json.")] = Path("demo-report"),
+    port: PortOption = None,
+    ray_port: RayPortOption = 6379,
+    dashboard_port: DashboardPortOption = 8265,
+    metrics_port: MetricsPortOption = 8090,
+) -> None:
+    """Put the control plane before real HTTP traffic on a simulated GPU node, and show what it saved."""
+    from wattray import demo as demo_module
+    from wattray.demo_screen import DemoScreen
+    from wattray.ray_head import Ports
+
+    overrides = _read_yaml(config)
+    if port is not None:
+        overrides["serve"] = {**overrides.get("serve", {}), "port": port}
+    settings = demo_module.demo_settings(overrides, str(config or "settings"))
+    requests = demo_module.demo_trace(trace, start, seconds, seed)
+    with DemoScreen(console) as screen:
+        ports = Ports(ray_port, dashboard_port, metrics_port)
+        report = demo_module.run_demo(settings, ports, requests, out, screen.say, screen.watch)
+    screen.scoreboard(report, out)
+    serving = report["serving"]
+    if serving["requests_completed"] != serving["requests_sent"]:
+        raise WattrayError(f"requests failed: {serving['errors'][:3]}")
+
+
+@contextmanager
+def _quietly(path: Path) -> Iterator[Any]:
+    try:
+        with path.open() as file:
+            yield file
+    except OSError as error:
+        raise WattrayError(f"--config {path}: {error.strerror}") from None
+
+
+def _read_yaml(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    with _quietly(path) as file:
+        try:
+            values = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise WattrayError(f"--config {path}: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise WattrayError(f"--config {path}: expected a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def _settings(path: Path | None, port: int | None) -> Any:
+    from control_plane.settings import parse_settings
+
+    values = _read_yaml(path)
+    if port is not None:
+        values["serve"] = {**values.get("serve", {}), "port": port}
+    return parse_settings(values, str(path or "settings"))
+
+
+def _print_json(values: Any) -> None:
+    print(json.dumps(values, indent=1, default=str))
+
+
+if __name__ == "__main__":
+    main()

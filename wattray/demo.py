@@ -1,0 +1,238 @@
+"""`wattray demo`: the control plane before real HTTP traffic on a simulated node, with a scoreboard at the end."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors import runtime
+from actors.messages import ControlPlaneStatus, Decision
+from control_plane.domain import Load, ReplicaState, Request
+from control_plane.serving.fleet import load_of
+from control_plane.settings import Settings, parse_settings
+from control_plane.simulation.traces import demo_shape, read_azure, synthetic_conversation, window
+from control_plane.simulation.what_if import simulate_single_pool, simulate_wattray
+from wattray import lifecycle
+from wattray.errors import WattrayError
+from wattray.load_generator import Progress, Sent, replay
+from wattray.ray_head import Ports, Running
+from wattray.report.page import Card, Section, write_page
+from wattray.report.serving_report import (
+    Baseline,
+    Moment,
+    clocks_figure,
+    decisions_table,
+    power_figure,
+    replicas_figure,
+    tbt_figure,
+    ttft_figure,
+)
+
+DEMO_SETTINGS: dict[str, Any] = {
+    "cadence": {"cluster_s": 20.0, "pool_s": 10.0, "frequency_s": 2.0},
+    "sharding": {"scale_down_hold_s": 15.0, "startup_s": 5.0, "headroom_ratio": 0.05},
+    "forecast": {"bin_s": 5.0, "window_bins": 4, "quantile_z": 0.5},
+}
+"""A day's decisions in two minutes: the cadences are shortened with it, and the allowance for noise is smaller because
+windows of seconds are noisy themselves."""
+
+EXPECTED_OUTPUT_TOKENS = 200
+LOOK_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """Everything a replay left behind."""
+
+    sent: Sequence[Sent]
+    moments: Sequence[Moment]
+    decisions: Sequence[Decision]
+    began_s: float
+    """Seconds since the epoch."""
+    lasted_s: float
+    counters_j: dict[str, float]
+    """Energy each GPU's own counter gained."""
+
+
+def demo_settings(overrides: dict[str, Any], source: str) -> Settings:
+    """The demo's settings with a user's on top."""
+    merged = {key: dict(value) for key, value in DEMO_SETTINGS.items()}
+    for key, value in overrides.items():
+        merged[key] = {**merged[key], **value} if key in merged and isinstance(value, dict) else value
+    return parse_settings(merged, source)
+
+
+def demo_trace(path: Path | None, from_s: float, duration_s: float, seed: int) -> tuple[Request, ...]:
+    """A slice of the user's trace, or of the embedded generator; raises TraceError or WattrayError."""
+    if path is None:
+        return synthetic_conversation(duration_s, seed, shape=demo_shape)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WattrayError(f"--trace {path}: {error}") from None
+    trace = window(read_azure(text, str(path)), from_s, duration_s)
+    if not trace:
+        raise WattrayError(f"--trace {path}: no request arrives between {from_s:.0f} and {from_s + duration_s:.0f} s")
+    return trace
+
+
+def first_load(trace: Sequence[Request]) -> Load:
+    """What the trace's first half minute brings, which `up` is told to be ready for (output lengths are guessed)."""
+    first = [r for r in trace if r.arrival_s < 30.0] or list(trace[:1])
+    return load_of([(r.input_tokens, EXPECTED_OUTPUT_TOKENS) for r in first], 30.0)
+
+
+def run_demo(
+    settings: Settings,
+    ports: Ports,
+    trace: Sequence[Request],
+    out: Path,
+    say: Callable[[str], None],
+    watch: Callable[[Progress, Moment | None], None],
+) -> dict[str, Any]:
+    """Bring everything up, replay, take everything down, write the reports; returns what report.json holds."""
+    running = lifecycle.up(settings, ports, first_load(trace), address=None, say=say, own_head=True)
+    try:
+        say(f"replaying {len(trace)} requests over {trace[-1].arrival_s:.0f} s at {running.router_url}")
+        played = asyncio.run(_play(settings, running, trace, watch))
+    finally:
+        say("taking everything down")
+        lifecycle.down(running, say)
+    say("simulating the static baseline on the same requests")
+    return write_reports(settings, trace, played, out)
+
+
+async def _play(
+    settings: Settings,
+    running: Running,
+    trace: Sequence[Request],
+    watch: Callable[[Progress, Moment | None], None],
+) -> Played:
+    manager = runtime.actor(runtime.CLUSTER_MANAGER)
+    moments: list[Moment] = []
+    progress = Progress(len(trace))
+    before = await _counters()
+    began_s, began_mono_s = time.time(), time.monotonic()
+
+    def changed(now: Progress) -> None:
+        nonlocal progress
+        progress = now
+        watch(now, moments[-1] if moments else None)
+
+    async def look_forever() -> None:
+        while True:
+            try:
+                status: ControlPlaneStatus = await manager.status.remote()
+                moments.append(moment_of(status, time.monotonic() - began_mono_s))
+            except ray.exceptions.RayError:
+                # A control actor is being restarted: the plots have a gap, the requests have none.
+                pass
+            watch(progress, moments[-1] if moments else None)
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    looking = asyncio.create_task(look_forever())
+    try:
+        sent = await replay(running.router_url, settings.serve.model_name, trace, changed)
+    finally:
+        looking.cancel()
+    lasted_s = time.monotonic() - began_mono_s
+    after = await _counters()
+    decisions: tuple[Decision, ...] = await manager.explain.remote(1000)
+    counters_j = {uuid: after[uuid] - before[uuid] for uuid in after}
+    return Played(sent, moments, decisions, began_s, lasted_s, counters_j)
+
+
+async def _counters() -> dict[str, float]:
+    answers = await asyncio.gather(*(runtime.actor(name).readings.remote() for name in runtime.agent_names()))
+    return {reading.uuid: reading.energy_j for answer in answers for reading in answer}
+
+
+def moment_of(status: ControlPlaneStatus, at_s: float) -> Moment:
+    ready: dict[str, int] = {}
+    clocks: dict[str, int] = {}
+    for pool in status.pools:
+        for replica in pool.replicas:
+            if replica.state is ReplicaState.READY:
+                name = f"{pool.pool} TP{replica.tp}"
+                ready[name] = ready.get(name, 0) + 1
+            if replica.replica_id in pool.clocks_mhz:
+                name = f"{pool.pool} TP{replica.tp} {replica.replica_id[:4]}"
+                clocks[name] = pool.clocks_mhz[replica.replica_id]
+    load = {str(pool.pool): pool.load_rps for pool in status.pools}
+    return Moment(at_s, status.power_w, status.energy_j, clocks, ready, load)
+
+
+def write_reports(settings: Settings, trace: Sequence[Request], played: Played, out: Path) -> dict[str, Any]:
+    """report.json and report.html in ``out``; returns the former's content."""
+    slo, gpus = settings.slo.slo(), settings.gpu.count
+    profile = runtime.planning_profile(settings)
+    replicas, pool = simulate_single_pool(trace, profile, gpus, slo, until_s=played.lasted_s)
+    virtual = simulate_wattray(trace, settings, profile, until_s=played.lasted_s)
+    completed = [s for s in played.sent if s.error is None]
+    attainment = sum(s.met(slo) for s in played.sent) / len(played.sent)
+    energy_j = sum(played.counters_j.values())
+    saved = 1 - energy_j / pool.energy_j
+    serving = {
+        "requests_sent": len(played.sent),
+        "requests_completed": len(completed),
+        "energy_j": energy_j,
+        "baseline_energy_j": pool.energy_j,
+        "energy_saved_ratio": saved,
+        "slo_attainment": attainment,
+        "baseline_slo_attainment": pool.slo_attainment(slo),
+        "baseline": f"single pool, {replicas} x TP{max(profile.tps)}@{profile.max_freq_mhz}, simulated",
+        "same_policies_in_virtual_time_energy_j": virtual.energy_j,
+        "lasted_s": played.lasted_s,
+        "gpus": gpus,
+        "gpu_counters_j": played.counters_j,
+        "ttft_p50_s": _percentile([s.ttft_s for s in completed], 0.50),
+        "ttft_p99_s": _percentile([s.ttft_s for s in completed], 0.99),
+        "tbt_p99_s": _percentile([s.mean_tbt_s for s in completed if s.tokens > 1], 0.99),
+        "errors": sorted({s.error for s in played.sent if s.error is not None}),
+        "decisions": [
+            {"id": d.decision_id, "at_s": d.at_s - played.began_s, "by": d.source, "action": d.action, "why": d.why}
+            for d in played.decisions
+        ],
+    }
+    baselines = [
+        Baseline(f"static: {replicas} x TP{max(profile.tps)} at full clock", pool.energy_j, 0, replicas, pool.power_w),
+        Baseline("wattray", virtual.energy_j, 0, 0, virtual.power_w),
+    ]
+    cards = [
+        Card(f"{saved:.1%}", "energy saved against the static pool (simulated GPUs)"),
+        Card(f"{energy_j / 1000:.0f} kJ", f"used, against {pool.energy_j / 1000:.0f} kJ"),
+        Card(f"{attainment:.1%}", "of requests met their SLO"),
+        Card(f"{len(completed)} / {len(played.sent)}", "requests completed"),
+        Card(str(len(played.decisions)), "decisions taken"),
+    ]
+    figures = [
+        power_figure(played.moments, baselines),
+        clocks_figure(played.moments),
+        replicas_figure(played.moments),
+        ttft_figure(played.sent, slo),
+        tbt_figure(played.sent, slo),
+    ]
+    note = (
+        f"{gpus} simulated H100s; real HTTP requests through Ray Serve at the trace's arrival times. Energy is the sum "
+        "of the simulated GPUs' counters, idle GPUs included, over the same time as the baseline, which is simulated "
+        f"on the same requests: the fewest TP{max(profile.tps)} replicas at full clock that hold the SLO for 99 %."
+    )
+    table = decisions_table(played.decisions, played.began_s)
+    sections = [
+        Section("Serving", f"Profile: {profile.name}.", figures),
+        Section("Decisions", "Every action of the control plane and why it was taken.", (), table),
+    ]
+    write_page(out / "report.html", "wattray demo", note, cards, sections)
+    report = {"serving": serving}
+    (out / "report.json").write_text(json.dumps(report, indent=1))
+    return report
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -1,0 +1,190 @@
+"""Bring the control plane up on a running Ray or on a head of its own, and take it down again."""
+
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from actors import runtime
+from actors.runtime import Deployment
+from control_plane.domain import Load
+from control_plane.settings import Settings
+from serve_apps import app
+from serve_apps.naming import ROUTER_APP, pool_app
+from wattray import ray_head
+from wattray.errors import WattrayError
+from wattray.ray_head import Ports, Running
+
+READY_S = 90.0
+
+Say = Callable[[str], None]
+
+
+def up(
+    settings: Settings, ports: Ports, first_load: Load, address: str | None, say: Say, *, own_head: bool = False
+) -> Running:
+    """Start everything and return when the router answers and every pool has a replica.
+
+    ``address`` attaches to that Ray ("auto": the one that runs here); None attaches to one that runs here and
+    starts a head otherwise; ``own_head`` never attaches. Raises WattrayError before anything has started where it
+    cannot work, and ends what it started where it fails later.
+    """
+    if ray_head.load() is not None:
+        raise WattrayError("wattray is up already; `wattray status` shows it, `wattray down` ends it")
+    ray_head.check_free(settings.serve.host, settings.serve.port, "the router", "--port")
+    run_dir = f"wattray-run-{secrets.token_hex(4)}"
+    folder = Path(tempfile.gettempdir()) / run_dir
+    head_pid = None
+    found = running_ray() if address in (None, "auto") else address
+    if found is None and address is not None:
+        raise WattrayError(f"--address {address}: no Ray runs here; start one, or leave --address out")
+    if found is not None and own_head:
+        raise WattrayError(f"a Ray cluster runs at {found}; the demo starts its own: `ray stop` that one first")
+    if found is None:
+        folder.mkdir(mode=0o700)
+        say(f"starting Ray with {settings.gpu.count} simulated GPUs")
+        head = ray_head.start(settings.gpu.count, ports, folder / "ray-head.log")
+        head_pid, found = head.pid, f"127.0.0.1:{ports.ray}"
+        dashboard_url, metrics_port = f"http://127.0.0.1:{ports.dashboard}", ports.metrics
+    running = None
+    try:
+        joined_url = connect_ray(found)
+        _check_cluster(settings)
+        if head_pid is None:
+            found = ray.get_runtime_context().gcs_address
+            dashboard_url, metrics_port = joined_url, None
+            if not dashboard_url:
+                raise WattrayError("this Ray runs without its dashboard, which scaling needs: --include-dashboard=true")
+        router_url = f"http://{settings.serve.host}:{settings.serve.port}"
+        running = Running(found, dashboard_url, metrics_port, run_dir, router_url, head_pid)
+        ray_head.save(running)
+        deployment = Deployment(settings, run_dir, dashboard_url, app.set_replicas)
+        say("starting the control actors")
+        runtime.start_control_plane(deployment, first_load)
+        say("starting the router")
+        app.start_router(deployment)
+        say("starting the first replicas")
+        _wait_for_replicas(settings)
+        return running
+    except BaseException:
+        if running is not None:
+            down(running, say)
+        elif head_pid is not None:
+            ray.shutdown()
+            ray_head.end(head_pid)
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def down(running: Running, say: Say) -> None:
+    """Reset every clock, end our applications and actors, and the head where it is ours. Safe to repeat."""
+    try:
+        connect_ray(running.address)
+        _reset_clocks(say)
+        if running.head_pid is None:
+            _end_our_share()
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        say(f"Ray does not answer ({error}); ending what is left")
+    finally:
+        ray.shutdown()
+        if running.head_pid is not None:
+            say("ending Ray")
+            ray_head.end(running.head_pid)
+        shutil.rmtree(Path(tempfile.gettempdir()) / running.run_dir, ignore_errors=True)
+        ray_head.forget()
+
+
+def connect_ray(address: str) -> str:
+    """Join a running Ray as a driver and return its dashboard's URL ("" without one); joining twice is one joining.
+    Raises ConnectionError where none answers."""
+    context = ray.init(
+        address=address,
+        namespace=runtime.NAMESPACE,
+        logging_level="warning",
+        log_to_driver=False,
+        ignore_reinit_error=True,
+    )
+    url = context.dashboard_url
+    return f"http://{url}" if url else ""
+
+
+def running_ray() -> str | None:
+    """The address of the Ray that `ray.init(address="auto")` would join, if it answers. Ray leaves the address of a
+    dead cluster behind and then waits for it for minutes, so the port is tried first."""
+    address = os.environ.get("RAY_ADDRESS") or _last_started()
+    if address is None:
+        return None
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2):
+            return address
+    except (OSError, ValueError):
+        return None
+
+
+def _last_started() -> str | None:
+    path = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        return path.read_text().strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def _check_cluster(settings: Settings) -> None:
+    if any(name == runtime.CLUSTER_MANAGER for name in runtime.control_actor_names()):
+        raise WattrayError("this Ray has a wattray control plane already; `wattray down` ends it")
+    have = int(ray.cluster_resources().get("GPU", 0))
+    if have < settings.gpu.count:
+        raise WattrayError(
+            f"gpu.count: {settings.gpu.count} GPUs are needed and this Ray cluster has {have}; "
+            f"lower gpu.count or add nodes (for simulated GPUs: `ray start --num-gpus={settings.gpu.count}`)"
+        )
+
+
+def _wait_for_replicas(settings: Settings) -> None:
+    """Until every pool's manager has heard from a replica."""
+    patience_s = READY_S + (0.0 if settings.serve.warm_start else settings.sharding.startup_s)
+    deadline_s = time.monotonic() + patience_s
+    waiting = {pool.pool for pool in settings.pools}
+    while waiting:
+        if time.monotonic() > deadline_s:
+            raise WattrayError(f"no replica of pools {sorted(waiting)} came up within {patience_s:.0f} s")
+        time.sleep(0.3)
+        for pool in list(waiting):
+            manager = runtime.actor(runtime.pool_manager_name(pool))
+            if ray.get(manager.status.remote(), timeout=30).replicas:
+                waiting.discard(pool)
+
+
+def _reset_clocks(say: Say) -> None:
+    for name in runtime.control_actor_names():
+        if name.startswith(runtime.pool_manager_name("")):  # type: ignore[arg-type]
+            _ask(name, "pause", say)
+    for name in runtime.agent_names():
+        _ask(name, "reset_all", say)
+
+
+def _ask(name: str, method: str, say: Say) -> None:
+    try:
+        ray.get(getattr(runtime.actor(name), method).remote(), timeout=5)
+    except (ValueError, ray.exceptions.RayError) as error:
+        say(f"{name} does not answer to {method}: {type(error).__name__}")
+
+
+def _end_our_share() -> None:
+    """On a Ray that is not ours: our applications and actors, nothing else."""
+    manager = runtime.actor(runtime.CLUSTER_MANAGER)
+    settings: Settings = ray.get(manager.settings.remote(), timeout=15)
+    tps = runtime.planning_profile(settings).tps
+    ours = {ROUTER_APP} | {pool_app(pool.pool, tp) for pool in settings.pools for tp in tps}
+    for name in ours & set(serve.status().applications):
+        serve.delete(name)
+    for name in runtime.control_actor_names():
+        ray.kill(runtime.actor(name), no_restart=True)
