@@ -4,6 +4,8 @@ replicas of that shape."""
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from control_plane.hardware.gpu_model import IDLE, GpuSpec
 from control_plane.hardware.replica_model import IterationTimes, ReplicaLimits
 
@@ -31,6 +33,8 @@ class ShapeTables:
         self.gpu = gpu
         self.context_ps = times.context_ps
         self.idle_w = tp * gpu.power_w(gpu.max_freq_mhz, 1, IDLE)
+        activity = [times.activity(tokens) for tokens in range(limits.batch_tokens + limits.batch_requests + 1)]
+        self._sm, self._mem = np.array([a.sm for a in activity]), np.array([a.mem for a in activity])
         self._power_w: dict[int, tuple[float, ...]] = {}
 
     @classmethod
@@ -44,10 +48,12 @@ class ShapeTables:
         return self.times.attention_ps(freq_mhz)
 
     def power_w(self, freq_mhz: int) -> tuple[float, ...]:
-        """Watts while an iteration of so many tokens runs; a context is held on every GPU."""
+        """Watts while an iteration of so many tokens runs: ``GpuSpec.power_w`` of every GPU, all tokens at once."""
         table = self._power_w.get(freq_mhz)
         if table is None:
-            tokens = range(self.limits.batch_tokens + self.limits.batch_requests + 1)
-            table = tuple(self.tp * self.gpu.power_w(freq_mhz, 1, self.times.activity(n)) for n in tokens)
+            gpu = self.gpu
+            drawn_w = gpu.context_w + gpu.mem_w * self._mem
+            drawn_w += gpu.sm_w * self._sm * gpu.sm_scale(freq_mhz)
+            table = tuple((self.tp * np.minimum(drawn_w, gpu.power_limit_w)).tolist())
             self._power_w[freq_mhz] = table
         return table

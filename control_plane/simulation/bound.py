@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linprog
 
 from control_plane.domain import Slo
 from control_plane.hardware.replica_model import PS_PER_S
@@ -25,6 +24,7 @@ _SCALE = np.array([1.0, 1.0, 1e-3, 1.0, 1e-6])
 _GRID_RATIO = 1.02
 _BLOCK_S = 60.0
 _MOST_PRESENT = 500_000
+_MOST_PIVOTS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,7 @@ class _Machine:
             context_s = table.context_ps / PS_PER_S
             for freq_mhz in table.gpu.freqs_mhz:
                 alpha_s = np.array(table.alpha_ps(freq_mhz), float) / PS_PER_S
-                watts = np.array(
-                    [tp * (table.gpu.power_w(freq_mhz, 1, table.times.activity(int(m))) - idle_gpu_w) for m in starts]
-                )
+                watts = np.array(table.power_w(freq_mhz))[starts] - tp * idle_gpu_w
                 # Valid also where a table is not monotone: the cheapest of everything from here on.
                 watts = np.minimum.accumulate(watts[::-1])[::-1]
                 seconds = np.minimum.accumulate(alpha_s[::-1])[::-1][starts]
@@ -226,11 +224,10 @@ def _least_cost(demand: _Demand, machine: _Machine) -> Floats:
     caps = _rounded_up(np.clip(demand.most_together, 1, machine.most_decoders), machine.most_decoders)
     everything = demand.parts.sum(axis=0)
     prices: dict[int, Floats] = {}
-    active = np.zeros(0, np.int64)
     for cap in np.unique(caps)[::-1].tolist():
         mine = caps[demand.first_block] == cap
         wanted = demand.parts[mine].sum(axis=0) if mine.any() else everything
-        prices[cap], active = _dearest_prices(machine, cap, wanted, active)
+        prices[cap] = _dearest_prices(machine, cap, wanted)
     by_block = np.array([prices[cap] for cap in caps.tolist()])
     cost: Floats = np.full(len(demand.parts), np.inf)
     for step in range(int((demand.last_block - demand.first_block).max()) + 1):
@@ -245,32 +242,34 @@ def _rounded_up(counts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return rounded
 
 
-def _dearest_prices(
-    machine: _Machine, most_decoders: int, wanted: Floats, active: NDArray[np.int64]
-) -> tuple[Floats, NDArray[np.int64]]:
-    """The linear program, on the rows that matter: few at first (those that mattered last time), then whichever is
-    broken, until none is. Also returns the rows that bind."""
+def _dearest_prices(machine: _Machine, most_decoders: int, wanted: Floats) -> Floats:
+    """The linear program ``max wanted @ prices`` over all rows, by the dual simplex method: five rows bind at a time,
+    and the row that is broken worst takes the place of one of them."""
     rows, limits = machine.rows(most_decoders)
-    scaled = rows / _SCALE
-    objective = -(wanted / _SCALE) / max(1.0, float(wanted.max()))
-    active = np.union1d(active, np.append(np.arange(0, len(rows), 997), len(rows) - 1))
-    alone = limits[:, None] / np.maximum(scaled, 1e-300)
-    bounds = [(0.0, float(most)) for most in np.minimum(alone.min(axis=0), 1e30)]
-    prices = np.zeros(5)
-    for _ in range(60):
-        solved = linprog(objective, A_ub=scaled[active], b_ub=limits[active], bounds=bounds, method="highs-ds")
-        if solved.x is None:
-            raise RuntimeError(f"no prices for at most {most_decoders} decoders: {solved.message}")
-        prices = solved.x / _SCALE
-        over = (rows @ prices) / limits - 1
-        broken = np.flatnonzero(over > 1e-7)
-        if not len(broken):
+    rows = rows / limits[:, None] / _SCALE
+    goal = wanted / _SCALE
+    alone = np.diag(rows.max(axis=0))  # no price can be higher than where a row allows it nothing else
+    binding, level = alone.copy(), np.ones(5)
+    prices = np.linalg.solve(binding, level)
+    for _ in range(_MOST_PIVOTS):
+        over = rows @ prices
+        worst = int(over.argmax())
+        lowest = int(prices.argmin())
+        if over[worst] > 1 + 1e-9:
+            entering, right = rows[worst], 1.0
+        elif prices[lowest] < -1e-12:
+            entering, right = -np.eye(5)[lowest], 0.0
+        else:
             break
-        if len(broken) > 60:
-            broken = broken[np.argpartition(-over[broken], 60)[:60]]
-        active = np.union1d(active, broken)
-    # Whatever the solver's tolerances: shrink until every row holds.
-    ratio = float((rows @ prices / limits).max())
-    feasible: Floats = prices / max(1.0, ratio)
-    tight = active[(rows[active] @ feasible) / limits[active] > 0.98]
-    return feasible, tight
+        shares = np.linalg.solve(binding.T, goal)
+        change = np.linalg.solve(binding.T, entering)
+        leaving = np.where(change > 1e-12, shares / np.maximum(change, 1e-12), np.inf)
+        out = int(leaving.argmin())
+        if not np.isfinite(leaving[out]):
+            break
+        binding[out], level[out] = entering, right
+        prices = np.linalg.solve(binding, level)
+    # Prices hold wherever the search stopped, once they are shrunk until every row does.
+    prices = np.maximum(prices, 0.0)
+    feasible: Floats = prices / max(1.0, float((rows @ prices).max())) / _SCALE
+    return feasible
