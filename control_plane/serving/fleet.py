@@ -48,6 +48,9 @@ class ServingFleet:
         self.ledger = RouterLedger()
         self._first_load = first_load or Load()
         self._next_cluster_s = 0.0
+        self._slo = settings.slo.slo()
+        self._grouped: Sequence[Candidate] = ()
+        self._by_pool: dict[PoolName, list[Candidate]] = {}
 
     def first_replicas(self) -> Sequence[SetReplicas]:
         """What to start warm: the plan for ``first_load``."""
@@ -64,10 +67,11 @@ class ServingFleet:
     ) -> tuple[PoolName, ReplicaId] | None:
         expected = self._lengths.predict(input_tokens, MAX_TOKENS).expected_tokens
         self._forecaster.observe(Arrival(now_s, input_tokens, expected))
-        by_pool: dict[PoolName, list[Candidate]] = {}
-        for candidate in candidates:
-            by_pool.setdefault(candidate.pool, []).append(candidate)
-        chosen = route(self._settings, self._settings.slo.slo(), self.ledger, by_pool, input_tokens)
+        if candidates is not self._grouped:
+            self._grouped, self._by_pool = candidates, {}
+            for candidate in candidates:
+                self._by_pool.setdefault(candidate.pool, []).append(candidate)
+        chosen = route(self._settings, self._slo, self.ledger, self._by_pool, input_tokens)
         if chosen is None:
             return None
         self.ledger.assigned(request_id, chosen.replica_id, input_tokens)

@@ -99,6 +99,12 @@ class _Hosted:
     engine: ReplicaEngine
     state: ReplicaState
     kv_tokens: int
+    outbox: int = 0
+    """Requests whose KV cache waits here or is on its way: until it arrives the replica is held."""
+
+    @property
+    def empty(self) -> bool:
+        return self.engine.wake_ps < 0 and self.outbox == 0
 
 
 class SimulatedCluster:
@@ -237,7 +243,7 @@ class SimulatedCluster:
                 heapreplace(events, (engine.wake_ps, key))
             else:
                 heappop(events)
-                if hosted.state is ReplicaState.DRAINING:
+                if hosted.state is ReplicaState.DRAINING and hosted.outbox == 0:
                     self._now_ps = now_ps
                     self._stop(hosted)
 
@@ -293,6 +299,7 @@ class SimulatedCluster:
             self._fleet.ended(position, hosted.replica_id, input_tokens, output_tokens)
             return
         self._columns.finished_ps[position] = NOT_YET
+        hosted.outbox += 1
         self._send_kv(position)
 
     def _send_kv(self, position: int) -> None:
@@ -305,6 +312,7 @@ class SimulatedCluster:
             return
         if input_tokens + output_tokens > self._by_id[target].kv_tokens:
             self._fleet.dropped(position, target)
+            self._kv_left(position)
             self._lose(position)
             return
         kv_bytes = (input_tokens + 1) * self._times.kv_bytes_per_token
@@ -316,13 +324,31 @@ class SimulatedCluster:
 
     def _kv_arrives(self, number: int) -> None:
         position, target = self._transfers[number]
+        if self._hosted[self._columns.replica[position]] is None:
+            self._fleet.dropped(position, target)
+            self._start_over(position)
+            return
         hosted = self._by_id.get(target)
         if hosted is None or hosted.state is not ReplicaState.READY:
             self._fleet.dropped(position, target)
             self._send_kv(position)
             return
+        self._kv_left(position)
         input_tokens, output_tokens = self._tokens(position)
         self._submit(hosted, position, input_tokens, output_tokens, kv_arrived=True)
+
+    def _kv_left(self, position: int) -> None:
+        source = self._hosted[self._columns.replica[position]]
+        if source is None:
+            raise RuntimeError(f"request {position} came from a replica that is gone")
+        source.outbox -= 1
+        if source.state is ReplicaState.DRAINING and source.empty:
+            self._stop(source)
+
+    def _start_over(self, position: int) -> None:
+        """Its replica failed: as if it had just come, but its time to first token runs on."""
+        self._columns.first_token_ps[position] = self._columns.started_ps[position] = NOT_YET
+        self._arrive(position)
 
     # the other events
 
@@ -389,7 +415,7 @@ class SimulatedCluster:
             key=lambda h: (h.state is ReplicaState.READY, h.engine.waiting + h.engine.running, -h.engine.born_ps),
         )
         for hosted in surplus[: max(0, len(mine) - action.replicas)]:
-            if hosted.state is ReplicaState.STARTING or hosted.engine.wake_ps < 0:
+            if hosted.state is ReplicaState.STARTING or hosted.empty:
                 self._stop(hosted)
             else:
                 hosted.state = advance(hosted.state, ReplicaState.DRAINING)
@@ -440,11 +466,10 @@ class SimulatedCluster:
             mine = hosted.engine.abandon(self._now_ps)
             for position in mine:
                 self._fleet.dropped(position, hosted.replica_id)
-                self._columns.first_token_ps[position] = self._columns.started_ps[position] = NOT_YET
             orphans += mine
             self._stop(hosted)
         for position in orphans:
-            self._arrive(position)
+            self._start_over(position)
 
     def _dispatch_backlog(self) -> None:
         waiting, self._backlog = self._backlog, []
@@ -452,7 +477,10 @@ class SimulatedCluster:
             self._arrive(position)
         handovers, self._handovers = self._handovers, []
         for position in handovers:
-            self._send_kv(position)
+            if self._hosted[self._columns.replica[position]] is None:
+                self._start_over(position)
+            else:
+                self._send_kv(position)
 
     # what is seen
 
