@@ -109,6 +109,7 @@ def _solve(progress: Progress, *, profile_text: str, schedule: str, straggler: f
     solved = solve(spec)
     solve_s = time.process_time() - started_s
     progress.update(step, description="rounding to real clocks")
+    solved = solved.prepared()
     return _report(solved, solve_s, straggler), solved
 
 

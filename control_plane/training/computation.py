@@ -34,13 +34,15 @@ class Computation:
     """Choices worth taking, fastest first: time rises and effective cost falls strictly along `choices`.
 
     `hull` indexes the choices on the lower convex hull of (time, effective cost), first and last included.
-    `all_max` is the highest setting measured; it need not be the fastest, nor among `choices`.
+    `all_max` is the highest setting measured; it need not be the fastest, nor among `choices`. `measured`
+    is all there was.
     """
 
     choices: tuple[Choice, ...]
     hull: tuple[int, ...]
     blocking_power_w: float
     all_max: Choice
+    measured: tuple[Choice, ...]
 
     @property
     def fastest(self) -> Choice:
@@ -73,7 +75,7 @@ def computation_of(choices: Sequence[Choice], blocking_power_w: float = 0.0) -> 
             hull.pop()
         hull.append(index)
     all_max = max(choices, key=lambda c: (c.freq_mhz, c.power_limit_w, -c.time_s))
-    return Computation(tuple(kept), tuple(hull), blocking_power_w, all_max)
+    return Computation(tuple(kept), tuple(hull), blocking_power_w, all_max, tuple(choices))
 
 
 def constant(time_s: float, energy_j: float = 0.0) -> Computation:

@@ -1,8 +1,8 @@
 """The parametric primal–dual walk on flat integer arrays (Fulkerson 1961, Kelley 1961), exact.
 
-Potentials are event times, flow is energy per time. What tight residual arcs reach from the source stays, all else
-moves earlier; a heap tells when the next event joins. When the sink joins, flow is pushed along all paths (one
-phase of Dinic's method), and the next slope begins.
+Potentials are event times, flow is energy per time. What tight residual arcs reach from the source stays,
+all else moves earlier; a heap tells when the next event joins. When the sink joins, flow is pushed along
+all paths (one phase of Dinic's method), and the next slope begins.
 """
 
 import numpy as np
@@ -227,8 +227,8 @@ def walk(
 ) -> tuple[IntArray, IntArray, int, int]:
     """Shorten the sink's time by up to `shift_limit`; `potential` and `flow` are updated in place.
 
-    Returns the shifts at which the slope changed, the slope from each on, the final shift, and how many states
-    were kept in `kept_*` (evenly spread over the slopes, the first always).
+    Returns the shifts at which the slope changed, the slope from each on, the final shift, and how many
+    states were kept in `kept_*` (evenly spread over the slopes, the first always).
     """
     nodes = len(first) - 1
     halves = len(head)

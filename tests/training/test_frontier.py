@@ -1,21 +1,17 @@
 """The frontier against HiGHS, and its laws."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from training.highs_oracle import HighsOracle
+from training.profiles_for_tests import synthetic_profile
+from training.random_dags import random_dags
 
 from control_plane.training import pipeline
 from control_plane.training.computation import Choice, Computation
 from control_plane.training.dag import Dag, dag_of_nodes, finish_times
 from control_plane.training.frontier import DeadlineError, Regime, walk_frontier
-
-sys.path.insert(0, str(Path(__file__).parent))
-from highs_oracle import HighsOracle
-from training_profiles import synthetic_profile
 
 SCHEDULES = {
     "1f1b": pipeline.one_f_one_b(4, 8),
@@ -58,27 +54,6 @@ def test_frontier_equals_highs_on_every_schedule(name: str, transfer_time_s: flo
     assert_equals_highs(dag, deadlines=40)
 
 
-choices = st.lists(
-    st.builds(
-        Choice,
-        freq_mhz=st.integers(1, 3000),
-        time_s=st.integers(1, 10_000).map(lambda n: n / 997),
-        energy_j=st.integers(0, 1_000_000).map(lambda n: n / 991),
-    ),
-    min_size=1,
-    max_size=6,
-)
-
-
-@st.composite
-def random_dags(draw: st.DrawFn) -> Dag:
-    count = draw(st.integers(1, 14))
-    nodes = {i: draw(choices) for i in range(count)}
-    pairs = [(i, j) for j in range(count) for i in range(j)]
-    edges = draw(st.lists(st.sampled_from(pairs), max_size=30)) if pairs else []
-    return dag_of_nodes(nodes, edges, draw(st.sampled_from([0.0, 5.0, 70.0])))
-
-
 @given(random_dags())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_frontier_equals_highs_on_random_dags(dag: Dag) -> None:
@@ -116,3 +91,16 @@ def test_deadline_under_t_min_says_t_min() -> None:
     for deadline_s in (0.0, frontier.t_min_s * 0.999, float("nan")):
         with pytest.raises(DeadlineError, match=str(frontier.t_min_s)):
             frontier.within(deadline_s)
+
+
+def test_the_all_constant_dag_has_one_point() -> None:
+    frontier = walk_frontier(dag_of_nodes({"a": [Choice(1, 2.0, 5.0)], "b": [Choice(1, 3.0, 7.0)]}, [("a", "b")], 10.0))
+    assert (frontier.t_min_s, frontier.t_star_s, frontier.breakpoints) == (5.0, 5.0, 1)
+    assert frontier.within(5.0).energy_j == 12.0 + 50.0
+    assert list(frontier.relaxed(9.0).duration_s) == [2.0, 3.0]
+
+
+def test_one_operation_a_million_times_longer_than_the_rest_keeps_its_frontier_exact() -> None:
+    nodes = {i: [Choice(2, 1.0 + i / 7, 9.0), Choice(1, 2.0 + i / 7, 3.0 - i / 5)] for i in range(5)}
+    nodes[9] = [Choice(2, 1e6, 5e6), Choice(1, 2e6, 1e6)]
+    assert_equals_highs(dag_of_nodes(nodes, [(0, 1), (1, 2), (0, 3), (3, 4), (2, 9), (4, 9)]), deadlines=40)

@@ -18,7 +18,7 @@ def synthetic_profile(stages: int, clocks: int = 12, seed: int = 7) -> Profile:
             size = work * (1 + 0.3 * rng.random() + (0.4 if stage == stages - 1 else 0))
             measured = []
             for step in range(clocks):
-                freq_mhz = 1400 - 60 * step
+                freq_mhz = 1400 - 720 // clocks * step
                 speed = freq_mhz / 1400
                 time_s = size * (0.35 + 0.65 / speed) * (1 + 0.002 * rng.random())
                 power_w = 90 + 260 * speed**2.6

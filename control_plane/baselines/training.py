@@ -1,0 +1,177 @@
+"""What others do with a pipeline's clocks, behind one Protocol: a policy picks a choice for every operation.
+
+Each searches its own family of plans with the measured points; none is given more time than the deadline
+unless its family has nothing that fits.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from control_plane.training.computation import Computation
+from control_plane.training.dag import Dag, FloatArray, finish_times, predecessors, successors
+from control_plane.training.frontier import walk_frontier
+from control_plane.training.profile import Choice
+from control_plane.training.rounding import prepare, rounding_problem
+from control_plane.training.timing import earliest_finish, latest_finish
+
+
+class ClockPolicy(Protocol):
+    """Choose how every operation of an iteration runs."""
+
+    @property
+    def name(self) -> str: ...
+
+    def choices(self, dag: Dag, deadline_s: float) -> tuple[Choice, ...]:
+        """One choice per operation of the DAG."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AllMaxClocks:
+    """Every clock at its highest: what frameworks do."""
+
+    name: str = "all-max"
+
+    def choices(self, dag: Dag, deadline_s: float) -> tuple[Choice, ...]:
+        return tuple(dag.computation(op).all_max for op in range(len(dag)))
+
+
+@dataclass(frozen=True, slots=True)
+class PerseusClocks:
+    """This project's planner."""
+
+    name: str = "wattray"
+
+    def choices(self, dag: Dag, deadline_s: float) -> tuple[Choice, ...]:
+        frontier = walk_frontier(dag)
+        library = prepare(rounding_problem(dag), frontier)
+        return library.within(max(deadline_s, frontier.t_min_s)).choices(dag)
+
+
+@dataclass(frozen=True, slots=True)
+class ZeusGlobal:
+    """One setting for every stage (Zeus, NSDI'23, as the Perseus paper applies it to pipelines)."""
+
+    name: str = "zeus-global"
+
+    def choices(self, dag: Dag, deadline_s: float) -> tuple[Choice, ...]:
+        plans = []
+        for setting in _settings(dag):
+            by_kind = [_at_most(computation, setting) for computation in dag.computations]
+            plans.append(_spread(dag, by_kind))
+        return _thriftiest_in_time(dag, plans, deadline_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ZeusPerStage:
+    """One setting per stage, so that all stages' forwards take as long as the heaviest stage's."""
+
+    name: str = "zeus-per-stage"
+
+    def choices(self, dag: Dag, deadline_s: float) -> tuple[Choice, ...]:
+        stage_of_kind = {int(dag.kind[op]): task.stage for op, task in enumerate(dag.tasks)}
+        forward_of_stage = {
+            task.stage: dag.computation(op) for op, task in enumerate(dag.tasks) if task.instruction == "forward"
+        }
+        plans = []
+        for setting in _settings(dag):
+            pace_s = max(_at_most(forward, setting).time_s for forward in forward_of_stage.values())
+            of_stage = {
+                stage: min(
+                    (c for c in forward.measured if c.time_s <= pace_s),
+                    key=_setting,
+                    default=forward.fastest,
+                )
+                for stage, forward in forward_of_stage.items()
+            }
+            by_kind = [
+                _at_most(computation, _setting(of_stage[stage_of_kind[kind]]))
+                if stage_of_kind.get(kind) in of_stage
+                else computation.all_max
+                for kind, computation in enumerate(dag.computations)
+            ]
+            plans.append(_spread(dag, by_kind))
+        return _thriftiest_in_time(dag, plans, deadline_s)
+
+
+@dataclass(frozen=True, slots=True)
+class EnvPipe:
+    """Slow what is off the critical envelope, stage by stage, while the iteration stays as fast (EnvPipe,
+    ATC'23).
+
+    The envelope keeps the highest clock; the last stage is taken for the heaviest, as EnvPipe does.
+    """
+
+    name: str = "envpipe"
+
+    def choices(self, dag: Dag, deadline_s: float) -> tuple[Choice, ...]:
+        chosen = [dag.computation(op).all_max for op in range(len(dag))]
+        time_s = np.array([choice.time_s for choice in chosen])
+        limit_s = max(deadline_s, float(finish_times(dag, time_s).max()))
+        on_envelope = _float_s(dag, time_s) <= 1e-9 * limit_s
+        last = max(task.stage for task in dag.tasks)
+        for stage in reversed(range(last)):
+            instructions = sorted({task.instruction for task in dag.tasks if task.stage == stage})
+            for instruction in instructions:
+                ops = [
+                    op
+                    for op, task in enumerate(dag.tasks)
+                    if task.stage == stage and task.instruction == instruction and not on_envelope[op]
+                ]
+                if not ops:
+                    continue
+                for choice in reversed(dag.computation(ops[0]).choices):
+                    slower_s = time_s.copy()
+                    slower_s[ops] = choice.time_s
+                    if finish_times(dag, slower_s).max() <= limit_s:
+                        time_s = slower_s
+                        for op in ops:
+                            chosen[op] = choice
+                        break
+        return tuple(chosen)
+
+
+BASELINES: tuple[ClockPolicy, ...] = (AllMaxClocks(), ZeusGlobal(), ZeusPerStage(), EnvPipe())
+
+
+def _setting(choice: Choice) -> tuple[int, int]:
+    return choice.freq_mhz, choice.power_limit_w
+
+
+def _settings(dag: Dag) -> list[tuple[int, int]]:
+    return sorted({_setting(c) for computation in dag.computations for c in computation.measured}, reverse=True)
+
+
+def _at_most(computation: Computation, setting: tuple[int, int]) -> Choice:
+    """The highest measured setting not above this one; a constant operation has only its own."""
+    below = [c for c in computation.measured if _setting(c) <= setting]
+    return max(below, key=_setting) if below else min(computation.measured, key=_setting)
+
+
+def _spread(dag: Dag, by_kind: list[Choice]) -> tuple[Choice, ...]:
+    return tuple(by_kind[kind] for kind in dag.kind)
+
+
+def _thriftiest_in_time(dag: Dag, plans: Iterable[tuple[Choice, ...]], deadline_s: float) -> tuple[Choice, ...]:
+    """The least energy among the plans in time, blocking power until the deadline included; else the
+    fastest."""
+    best: tuple[bool, float, tuple[Choice, ...]] | None = None
+    for plan in plans:
+        end_s = float(finish_times(dag, np.array([c.time_s for c in plan])).max())
+        effective_j = sum(dag.computation(op).effective_j(choice) for op, choice in enumerate(plan))
+        late = end_s > deadline_s
+        rank = (late, end_s if late else effective_j, plan)
+        if best is None or rank[:2] < best[:2]:
+            best = rank
+    if best is None:
+        raise ValueError("no plan to choose from")
+    return best[2]
+
+
+def _float_s(dag: Dag, time_s: FloatArray) -> FloatArray:
+    early_s = earliest_finish(*predecessors(dag), dag.order, time_s)
+    late_s = latest_finish(*successors(dag), dag.order, time_s, float(early_s.max()))
+    return late_s - early_s

@@ -1,0 +1,119 @@
+"""`wattray frontier` writes what it says, or nothing and why."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from training.profiles_for_tests import measured_csv, synthetic_profile
+from typer.testing import CliRunner
+
+from wattray.cli_frontier import frontier_command
+
+KEYS = {
+    "t_min_s",
+    "t_star_s",
+    "all_max_time_s",
+    "all_max_energy_j",
+    "saved_at_t_min_ratio",
+    "breakpoints",
+    "solve_s",
+    "points",
+    "plan",
+}
+
+
+def run(*arguments: object):  # type: ignore[no-untyped-def]
+    app = typer.Typer()
+    app.command("frontier")(frontier_command)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def profile_csv(tmp_path: Path) -> Path:
+    rows = [
+        f"{stage},{instruction},{c.freq_mhz},{c.time_s},{c.energy_j}"
+        for (stage, instruction), choices in synthetic_profile(3).choices.items()
+        for c in choices
+    ]
+    path = tmp_path / "profile.csv"
+    path.write_text("\n".join(["stage,instruction,frequency,time,energy", *rows]) + "\n")
+    return path
+
+
+def test_json_has_the_promised_keys_and_the_plan_every_computation(profile_csv: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    options = ["--profile", profile_csv, "--schedule", "1f1b", "--stages", 3, "--microbatches", 5]
+    done = run(*options, "--blocking-power-w", 50, "--straggler", 1.2, "--json", out, "--plot", page)
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text())
+    assert set(report) == KEYS | {"straggler_time_s", "saved_ratio"}
+    assert len(report["points"]) == 25
+    assert report["points"][0]["iteration_time_s"] == report["t_min_s"]
+    for point in report["points"]:
+        assert point["finish_time_s"] <= point["iteration_time_s"]
+        assert point["energy_j"] >= point["lower_bound_j"] * (1 - 1e-9)
+    assert len(report["plan"]) == 3 * 2 * 5
+    assert set(report["plan"][0]) == {"stage", "instruction", "microbatch", "freq_mhz"}
+    assert "Plotly" in page.read_text()
+
+
+def test_measured_profile_at_full_scale(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = run(
+        "--profile", measured_csv("gpt3-175b+a100_sxm_bf16"), "--stages", 8, "--microbatches", 12,
+        "--blocking-power-w", 83.64, "--gpus-per-stage", 8, "--time-scale", 10, "--energy-scale", 10, "--json", out,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text())
+    assert report["t_min_s"] == pytest.approx(28.365, abs=0.001)
+    assert report["saved_at_t_min_ratio"] > 0.152
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--microbatches", 0], "microbatches must be at least 1, got 0"),
+        (["--stages", 4], "add --resample"),
+        (["--schedule", "2f2b"], "unknown schedule '2f2b'"),
+        (["--straggler", 0.9], "T_min"),
+        (["--blocking-power-w", "nan"], "blocking_power_w must be finite"),
+        (["--time-scale", 0], "time scale must be positive"),
+        (["--schedule", "interleaved-1f1b", "--chunks", 2], "groups of 3, got 5"),
+    ],
+)
+def test_bad_options_say_what_is_wrong_and_write_nothing(
+    profile_csv: Path, tmp_path: Path, options: list[object], said: str
+) -> None:
+    good = {
+        "--profile": profile_csv,
+        "--stages": 3,
+        "--microbatches": 5,
+        "--blocking-power-w": 50,
+        "--json": tmp_path / "out.json",
+        "--plot": tmp_path / "out.html",
+    }
+    good.update(zip(options[::2], options[1::2], strict=True))
+    done = run(*(part for pair in good.items() for part in pair))
+    assert done.exit_code == 2
+    assert said in done.output
+    assert list(tmp_path.iterdir()) == [profile_csv]
+
+
+def test_a_bad_row_is_named_and_nothing_written(profile_csv: Path, tmp_path: Path) -> None:
+    profile_csv.write_text(profile_csv.read_text() + "0,forward,500,nan,1\n")
+    out = tmp_path / "out.json"
+    done = run("--profile", profile_csv, "--stages", 3, "--microbatches", 5, "--blocking-power-w", 50, "--json", out)
+    assert done.exit_code == 2
+    assert "column time" in done.output
+    assert not out.exists()
+
+
+def test_a_users_order_with_a_cycle_is_refused(profile_csv: Path, tmp_path: Path) -> None:
+    order = tmp_path / "order.json"
+    order.write_text(json.dumps([[["backward", 0], ["forward", 0]]] + [[["forward", 0], ["backward", 0]]] * 2))
+    done = run(
+        "--profile", profile_csv, "--schedule", order, "--stages", 3, "--microbatches", 1, "--blocking-power-w", 50
+    )
+    assert done.exit_code == 2
+    assert "cycle" in done.output

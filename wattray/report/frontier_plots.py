@@ -1,0 +1,111 @@
+"""The frontier and the iteration before and after as one self-contained HTML page."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from control_plane.simulation.training_pipeline import IterationTimeline, simulate_iteration
+from control_plane.training.planner import SolvedJob
+from control_plane.training.profile import Choice
+
+
+def frontier_page(solved: SolvedJob, report: dict[str, Any], straggler: float | None = None) -> str:
+    """Frontier plot, then the iteration at all-max clocks and with the plan for T_min or the straggler."""
+    dag = solved.dag
+    deadline_s = solved.frontier.t_min_s * (straggler or 1.0)
+    before = simulate_iteration(dag, [dag.computation(op).all_max for op in range(len(dag))], deadline_s)
+    plan = simulate_iteration(dag, _choices(solved, deadline_s), deadline_s)
+    frontier_html = frontier_figure(solved, report).to_html(full_html=False, include_plotlyjs=True)
+    gantt_html = gantt_figure(before, plan).to_html(full_html=False, include_plotlyjs=False)
+    return (
+        "<!doctype html><html><head><meta charset='utf-8'><title>wattray frontier</title></head>"
+        f"<body style='font-family:sans-serif;margin:2em'>{frontier_html}{gantt_html}</body></html>\n"
+    )
+
+
+def frontier_figure(solved: SolvedJob, report: dict[str, Any]) -> go.Figure:
+    frontier = solved.frontier
+    blocking_w = solved.dag.blocking_power_w
+    figure = go.Figure()
+    figure.add_scatter(
+        x=frontier.time_s,
+        y=frontier.effective_j + blocking_w * frontier.time_s,
+        mode="lines",
+        name=f"lower bound, {frontier.breakpoints} breakpoints",
+    )
+    figure.add_scatter(
+        x=[point["iteration_time_s"] for point in report["points"]],
+        y=[point["energy_j"] for point in report["points"]],
+        mode="markers",
+        name="plans with real clocks",
+    )
+    figure.add_scatter(
+        x=[report["all_max_time_s"]],
+        y=[report["all_max_energy_j"]],
+        mode="markers",
+        marker={"symbol": "x", "size": 11},
+        name="all clocks at maximum",
+    )
+    for time_s, name in ((frontier.t_min_s, "T_min"), (frontier.t_star_s, "T*")):
+        figure.add_vline(x=time_s, line_dash="dot", annotation_text=name)
+    if "straggler_time_s" in report:
+        figure.add_vline(x=report["straggler_time_s"], line_dash="dash", annotation_text="straggler")
+    figure.update_layout(
+        title="Time–energy frontier of one iteration",
+        xaxis_title="iteration time [s]",
+        yaxis_title="energy of all stages [J]",
+        height=520,
+    )
+    return figure
+
+
+def gantt_figure(before: IterationTimeline, after: IterationTimeline) -> go.Figure:
+    """Both timelines on one time axis; colour is the clock, gaps are waiting at blocking power."""
+    titles = [
+        f"{name}: {timeline.finish_time_s:.2f} s, {timeline.energy_j:,.0f} J, "
+        f"{timeline.blocking_j / timeline.energy_j:.0%} of it waiting"
+        for name, timeline in (("All clocks at maximum", before), ("With the plan", after))
+    ]
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, subplot_titles=titles)
+    settings = [_level(s.choice) for t in (before, after) for stage in t.stages for s in stage.spans]
+    bounds = {"cmin": min(settings), "cmax": max(settings)}
+    for row, timeline in ((1, before), (2, after)):
+        spans = [(stage, span) for stage, line in enumerate(timeline.stages) for span in line.spans]
+        figure.add_bar(
+            x=[span.end_s - span.start_s for _, span in spans],
+            base=[span.start_s for _, span in spans],
+            y=[f"stage {stage}" for stage, _ in spans],
+            orientation="h",
+            marker={
+                "color": [_level(span.choice) for _, span in spans],
+                "colorscale": "Viridis",
+                "showscale": row == 1,
+                "colorbar": {"title": "MHz or W"},
+                "line": {"width": 0.4, "color": "white"},
+                **bounds,
+            },
+            hovertext=[
+                f"{span.task}<br>{_level(span.choice)} · {span.energy_j:.1f} J<br>{span.start_s:.4f}–{span.end_s:.4f} s"
+                for _, span in spans
+            ],
+            hoverinfo="text",
+            showlegend=False,
+            row=row,
+            col=1,
+        )
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title_text="time [s]", row=2, col=1)
+    figure.update_layout(title="One iteration, before and after", height=760, bargap=0.15)
+    return figure
+
+
+def _level(choice: Choice) -> int:
+    return choice.freq_mhz or choice.power_limit_w
+
+
+def _choices(solved: SolvedJob, deadline_s: float) -> Sequence[Choice]:
+    library = (solved if solved.library is not None else solved.prepared()).library
+    assert library is not None
+    return library.within(deadline_s).choices(solved.dag)
