@@ -177,6 +177,23 @@ def demo(
         raise WattrayError(f"requests failed: {serving['errors'][:3]}")
 
 
+# Commands whose modules need nothing of Ray.
+
+
+def _register() -> None:
+    from wattray.cli_frontier import frontier_command
+    from wattray.cli_profile import profile_app
+    from wattray.cli_simulate import bound_command, simulate_command
+
+    app.command("simulate")(simulate_command)
+    app.command("bound")(bound_command)
+    app.command("frontier")(frontier_command)
+    app.add_typer(profile_app, name="profile")
+
+
+_register()
+
+
 @contextmanager
 def _quietly(path: Path) -> Iterator[Any]:
     try:

@@ -1,6 +1,6 @@
 """How far real clocks are from the lower bound: 24 random deadlines in the lower 40 % of the frontier, and T_min.
 
-    python -m benchmarks.frontier.gaps
+python -m benchmarks.frontier.gaps
 """
 
 import time

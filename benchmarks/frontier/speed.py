@@ -1,6 +1,6 @@
 """Whole frontiers, paired: this planner and lowtime 0.3.0 on the same DAGs, same machine, same run, CPU seconds.
 
-    python -m benchmarks.frontier.speed --lowtime-python /path/to/venv/bin/python
+python -m benchmarks.frontier.speed --lowtime-python /path/to/venv/bin/python
 """
 
 import json

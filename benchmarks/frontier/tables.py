@@ -1,6 +1,6 @@
 """The published tables beside ours, as Markdown: 175B emulation, stragglers, baselines, whole job, measured plans.
 
-    python -m benchmarks.frontier.tables
+python -m benchmarks.frontier.tables
 """
 
 import csv
@@ -24,7 +24,11 @@ PUBLISHED = {
 }
 PUBLISHED_STRAGGLER = {GPT3_A100: (28.1, 27.0), BLOOM_A100: (31.9, 29.9), GPT3_A40: (24.7, 23.6)}
 DEGREES = (1.05, 1.1, 1.2, 1.3, 1.4, 1.5)
-ENVPIPE_NAMES = {GPT3_A100: ("gpt3-175b", "a100_sxm"), GPT3_A40: ("gpt3-175b", "a40"), BLOOM_A100: ("bloom", "a100_sxm")}
+ENVPIPE_NAMES = {
+    GPT3_A100: ("gpt3-175b", "a100_sxm"),
+    GPT3_A40: ("gpt3-175b", "a40"),
+    BLOOM_A100: ("bloom", "a100_sxm"),
+}
 
 
 def main() -> None:
@@ -137,9 +141,7 @@ def measured_plans() -> None:
         cells = []
         for degree in DEGREES:
             until_s = degree * base_s
-            waits_j = [
-                p.energy_j + blocking_power_w * (until_s - p.time_s) for p in planned if p.time_s <= until_s
-            ]
+            waits_j = [p.energy_j + blocking_power_w * (until_s - p.time_s) for p in planned if p.time_s <= until_s]
             before_j = base_j + blocking_power_w * (until_s - base_s)
             cells.append(f"{100 * (1 - min(waits_j) / before_j):.1f}" if waits_j else "–")
         peers = [p for p in plans["envpipe"] if not p.is_all_max] or plans["envpipe"]
@@ -163,9 +165,7 @@ def _measured() -> Iterator[MeasuredPlan]:
 
 def _envpipe_of_the_artifact() -> dict[tuple[str, str, int], float]:
     with (DATA / "measured" / "envpipe_result.csv").open(encoding="utf-8") as rows:
-        return {
-            (r["model"], r["device"], int(r["num_microbatches"])): float(r["energy"]) for r in csv.DictReader(rows)
-        }
+        return {(r["model"], r["device"], int(r["num_microbatches"])): float(r["energy"]) for r in csv.DictReader(rows)}
 
 
 if __name__ == "__main__":
