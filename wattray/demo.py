@@ -37,6 +37,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "cadence": {"cluster_s": 20.0, "pool_s": 10.0, "frequency_s": 2.0},
     "sharding": {"scale_down_hold_s": 15.0, "startup_s": 5.0, "headroom_ratio": 0.05},
     "forecast": {"bin_s": 5.0, "window_bins": 4, "quantile_z": 0.5},
+    "frequency": {"headroom_ratio": 0.15, "urgent_wait_ratio": 0.5},
     "serve": {"overhead_s": 0.06},
 }
 """A day's decisions in two minutes: the cadences are shortened with it, and the allowance for noise is smaller because
