@@ -39,7 +39,7 @@ TAIL_BEND = 0.25
 RARE_WAITS = 0.004
 """Added to the share of arrivals that meet a prefill: near the tail's own size the limit is a cliff."""
 
-TAIL_MARGIN = 1.10
+TAIL_MARGIN = 1.05
 """On the wait's tail: what the formula was found to be too low by, at most, against ``ReplicaModel``."""
 
 FULLEST = 0.995
@@ -300,7 +300,8 @@ def _first_tokens(
 ) -> tuple[dict[InputClass, float], float] | None:
     """P99 TTFT per class and the mean time before and in a prefill; None where prefills alone are too much.
 
-    Two waits, whichever is longer in the tail: in the queue of prompts, and at the gate of the iteration under way.
+    A long prompt, the queue of prompts and the gate of the iteration under way each make a tail: the longest counts,
+    and more where two are alike (a norm), for then either may be the cause.
     """
     table, decode_s, decoding = machine.iteration_s, iterations.decode_s, iterations.decoding
     room = max(1.0, machine.batch_tokens - decoding)
@@ -327,10 +328,11 @@ def _first_tokens(
         if prompt > room:
             own_s += (prompt / room - 1.0) * decode_s
         own_variance = own_s * own_s * (spread - 1.0)
+        tails = tail_s**8
         for mean_s, variance, z in (queue, gate):
             if z is not None:
-                tail_s = max(tail_s, TAIL_MARGIN * _quantile(own_s + mean_s, own_variance + variance, z))
-        ttft_p99_s[name] = decode_s + tail_s
+                tails += (TAIL_MARGIN * _quantile(own_s + mean_s, own_variance + variance, z)) ** 8
+        ttft_p99_s[name] = decode_s + tails**0.125
     return ttft_p99_s, max(wait_s, busy * caught_s / 2) + decode_s + prefill_tokens * token_s
 
 
