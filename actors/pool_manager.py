@@ -95,7 +95,7 @@ class PoolManager:
             self._gpu_budget,
             tuple(seen.report for seen in self._seen.values()),
             {str(replica_id): freq for replica_id, freq in self._clocks_mhz.items()},
-            self._load.reactive.rps,
+            self._load.reactive.only(self._controller.input_classes).rps,
             "none yet" if plan is None else f"{plan.replicas} x {plan.shape}",
         )
 

@@ -42,7 +42,8 @@ def main() -> None:
     from control_plane.simulation.traces import TraceError
 
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer returns the exit code here, also 130 after Ctrl-C
+        sys.exit(code if isinstance(code, int) else 0)
     except (WattrayError, SettingsError, TraceError, ProfileError) as error:
         console.print("[red]error:[/]", rich.markup.escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -174,6 +175,23 @@ def demo(
     serving = report["serving"]
     if serving["requests_completed"] != serving["requests_sent"]:
         raise WattrayError(f"requests failed: {serving['errors'][:3]}")
+
+
+# Commands whose modules need nothing of Ray.
+
+
+def _register() -> None:
+    from wattray.cli_frontier import frontier_command
+    from wattray.cli_profile import profile_app
+    from wattray.cli_simulate import bound_command, simulate_command
+
+    app.command("simulate")(simulate_command)
+    app.command("bound")(bound_command)
+    app.command("frontier")(frontier_command)
+    app.add_typer(profile_app, name="profile")
+
+
+_register()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import shutil
 import socket
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,6 @@ def up(
     """
     if ray_head.load() is not None:
         raise WattrayError("wattray is up already; `wattray status` shows it, `wattray down` ends it")
-    ray_head.check_free(settings.serve.host, settings.serve.port, "the router", "--port")
     run_dir = f"wattray-run-{secrets.token_hex(4)}"
     folder = Path(tempfile.gettempdir()) / run_dir
     head_pid = None
@@ -48,6 +48,7 @@ def up(
     if found is not None and own_head:
         raise WattrayError(f"a Ray cluster runs at {found}; the demo starts its own: `ray stop` that one first")
     if found is None:
+        ray_head.check_free(settings.serve.host, settings.serve.port, "the router", "--port")
         folder.mkdir(mode=0o700)
         say(f"starting Ray with {settings.gpu.count} simulated GPUs")
         head = ray_head.start(settings.gpu.count, ports, folder / "ray-head.log")
@@ -58,6 +59,8 @@ def up(
         joined_url = connect_ray(found)
         _check_cluster(settings)
         if head_pid is None:
+            if not _serve_runs():
+                ray_head.check_free(settings.serve.host, settings.serve.port, "the router", "--port")
             found = ray.get_runtime_context().gcs_address
             dashboard_url, metrics_port = joined_url, None
             if not dashboard_url:
@@ -70,6 +73,7 @@ def up(
         runtime.start_control_plane(deployment, first_load)
         say("starting the router")
         app.start_router(deployment)
+        _check_router(router_url)
         say("starting the first replicas")
         _wait_for_replicas(settings)
         return running
@@ -138,14 +142,31 @@ def _last_started() -> str | None:
 
 
 def _check_cluster(settings: Settings) -> None:
-    if any(name == runtime.CLUSTER_MANAGER for name in runtime.control_actor_names()):
-        raise WattrayError("this Ray has a wattray control plane already; `wattray down` ends it")
     have = int(ray.cluster_resources().get("GPU", 0))
     if have < settings.gpu.count:
         raise WattrayError(
             f"gpu.count: {settings.gpu.count} GPUs are needed and this Ray cluster has {have}; "
             f"lower gpu.count or add nodes (for simulated GPUs: `ray start --num-gpus={settings.gpu.count}`)"
         )
+    if runtime.CLUSTER_MANAGER in runtime.control_actor_names():
+        raise WattrayError("this Ray has a wattray control plane already; `wattray down` ends it")
+
+
+def _serve_runs() -> bool:
+    """Whether this Ray runs Serve already: then its HTTP proxy is ours too."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return any(entry["name"] == "SERVE_CONTROLLER_ACTOR" for entry in actors)
+
+
+def _check_router(router_url: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{router_url}/healthz", timeout=10):
+            return
+    except OSError as error:
+        raise WattrayError(
+            f"the router does not answer at {router_url} ({error}); where this Ray runs Serve already, "
+            "give serve.host and serve.port of its HTTP proxy"
+        ) from None
 
 
 def _wait_for_replicas(settings: Settings) -> None:
@@ -186,5 +207,7 @@ def _end_our_share() -> None:
     ours = {ROUTER_APP} | {pool_app(pool.pool, tp) for pool in settings.pools for tp in tps}
     for name in ours & set(serve.status().applications):
         serve.delete(name)
+    if not serve.status().applications:
+        serve.shutdown()
     for name in runtime.control_actor_names():
         ray.kill(runtime.actor(name), no_restart=True)

@@ -154,8 +154,8 @@ def fit_llama2(data: Splitwise) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Points:
-    """Measured iterations: batch, tokens, contexts of the decoders, pairs of prefill attention; seconds, watts (NaN where
-    the measuring disturbed them)."""
+    """Measured iterations: batch, tokens, contexts of the decoders, pairs of prefill attention; seconds, watts
+    (NaN where the measuring disturbed them)."""
 
     batch: Floats
     tokens: Floats
@@ -221,14 +221,14 @@ def fit_points(data: Points, rows: NDArray[np.int64]) -> tuple[NormFit, PowerFit
 
 
 def norm_cells(fit: NormFit, data: Points) -> list[dict[str, float]]:
-    """Iterations in the mean over contexts, contexts and attention taken off: decodes, and prompts alone in a pass."""
+    """Medians over contexts, contexts and attention taken off: decodes, and prompts alone in a pass."""
     found: dict[int, list[float]] = defaultdict(list)
     rest_s = data.time_s - (fit.context_ms * data.context + fit.attention_ms * data.pairs) / 1e3
     for row, tokens in enumerate(data.tokens.astype(int).tolist()):
         alone = data.batch[row] == 1 and max(data.batch[data.context > 0]) < tokens <= CHUNK
         if data.context[row] > 0 or alone:
             found[tokens].append(float(rest_s[row]))
-    return [{"tokens": tokens, "ms": round(statistics.mean(found[tokens]) * 1e3, 4)} for tokens in sorted(found)]
+    return [{"tokens": tokens, "ms": round(statistics.median(found[tokens]) * 1e3, 4)} for tokens in sorted(found)]
 
 
 def fit_llama8b(data: Points) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The strong static baseline: one pool of TP8 replicas at the highest clock, sized by search (DynamoLLM's
 SinglePool, sized as well as an expert who knew the trace would)."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from control_plane.actions import SetReplicas, Step
 from control_plane.domain import PoolName, ReplicaId, ReplicaView
@@ -21,7 +21,7 @@ class SinglePool:
         return (SetReplicas(POOL, self._tp, self._replicas, "static"),)
 
     def route(
-        self, now_s: float, request_id: str, input_tokens: int, candidates: Sequence[Candidate]
+        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
     ) -> tuple[PoolName, ReplicaId] | None:
         del now_s
         quickest = min(
@@ -34,11 +34,14 @@ class SinglePool:
         self.ledger.assigned(request_id, quickest.replica_id, input_tokens)
         return quickest.pool, quickest.replica_id
 
-    def first_token(self, request_id: str, replica_id: ReplicaId) -> None:
+    def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
         self.ledger.first_token(request_id, replica_id)
 
-    def ended(self, request_id: str, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
+    def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
         del input_tokens, output_tokens
+        self.ledger.ended(request_id, replica_id)
+
+    def dropped(self, request_id: Hashable, replica_id: ReplicaId) -> None:
         self.ledger.ended(request_id, replica_id)
 
     def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step:

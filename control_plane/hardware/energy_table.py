@@ -48,14 +48,14 @@ class TableFit(BaseModel):
         return float(energy * clock / max(0.05, 1.0 - use))
 
 
-_INPUT_TOKENS = {InputClass.SHORT: 128.0, InputClass.MEDIUM: 600.0, InputClass.LONG: 2200.0}
-_OUTPUT_TOKENS = {OutputClass.SHORT: 50.0, OutputClass.MEDIUM: 200.0, OutputClass.LONG: 450.0}
+TYPICAL_INPUT_TOKENS = {InputClass.SHORT: 128.0, InputClass.MEDIUM: 600.0, InputClass.LONG: 2200.0}
+TYPICAL_OUTPUT_TOKENS = {OutputClass.SHORT: 50.0, OutputClass.MEDIUM: 200.0, OutputClass.LONG: 450.0}
 
 
 def prompt_share(request_type: RequestType) -> float:
     """Prompt tokens among all tokens of a type."""
-    prompt = _INPUT_TOKENS[request_type.input]
-    return prompt / (prompt + _OUTPUT_TOKENS[request_type.output])
+    prompt = TYPICAL_INPUT_TOKENS[request_type.input]
+    return prompt / (prompt + TYPICAL_OUTPUT_TOKENS[request_type.output])
 
 
 class EnergyCell(NamedTuple):

@@ -51,7 +51,7 @@ class IterationTables:
             if freq_mhz not in self._freqs_mhz:
                 raise ValueError(f"no iteration times at {freq_mhz} MHz, only at {sorted(self._freqs_mhz)}")
             row_s = self._seconds(freq_mhz, np.arange(len(self._activity), dtype=np.float64))
-            table = tuple(picoseconds(duration_s) for duration_s in row_s)
+            table = tuple(np.rint(row_s * PS_PER_S).astype(np.int64).tolist())
             self._alpha_ps[freq_mhz] = table
         return table
 

@@ -8,6 +8,7 @@ measurements behind it is named by ``beyond``.
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from control_plane.domain import ClassLoad, InputClass, Load, Shape, Slo
 from control_plane.hardware.energy_table import EnergyTable
@@ -15,6 +16,9 @@ from control_plane.hardware.gpu_model import GpuSpec
 from control_plane.hardware.iteration_tables import IterationTables
 from control_plane.hardware.replica_model import PS_PER_S, ReplicaLimits
 from control_plane.hardware.steady_state import Machine, OperatingPoint, slo_use, steady_state
+
+ROUNDING_PS = 2
+"""Steps of a straight table of integers differ by no more."""
 
 CACHED_POINTS = 65_536
 """Operating points remembered; a control tick asks for hundreds, many of them twice."""
@@ -181,6 +185,7 @@ class MachineProfile:
         if shape.freq_mhz not in self.gpu.freqs_mhz:
             raise ValueError(f"{self.name}: {self.gpu.name} has no clock of {shape.freq_mhz} MHz")
         alpha_ps = times.alpha_ps(shape.freq_mhz)
+        steps_ps = [after - before for before, after in pairwise(alpha_ps)]
         return Machine(
             iteration_s=tuple(duration / PS_PER_S for duration in alpha_ps),
             power_w=tuple(
@@ -193,6 +198,7 @@ class MachineProfile:
             batch_tokens=limits.batch_tokens,
             batch_requests=limits.batch_requests,
             kv_tokens=limits.kv_tokens,
+            straight=max(steps_ps) - min(steps_ps) <= ROUNDING_PS,
         )
 
     def _check_tp(self, tp: int) -> None:

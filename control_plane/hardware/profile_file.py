@@ -18,7 +18,7 @@ from control_plane.hardware.machine_profile import Evidence, MachineProfile
 from control_plane.hardware.replica_model import ReplicaLimits
 from control_plane.settings import SloSettings
 
-SCHEMA = "wattray-profile/1"
+SCHEMA: Literal["wattray-profile/1"] = "wattray-profile/1"
 
 POWER_TOLERANCE = 0.10
 """Measured powers may lie this far from memory + SM power x a share per clock, which is how GPUs are simulated."""
@@ -78,6 +78,8 @@ class GpuPart(_Part):
 
 class ProfileFile(_Part):
     """The whole file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
 
     schema_: Annotated[Literal["wattray-profile/1"], Field(alias="schema")]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,60}$")]

@@ -112,7 +112,7 @@ def _llama2_2023(slo: Slo) -> MachineProfile:
                 "absolute power is not identifiable from Table I: it is the current engine's public anchor",
                 "Table I ranks power x latency of one request; power per request served ranks shapes differently",
             ),
-            errors=part.errors,
+            errors={**part.errors, **{f"table_{name}": error for name, error in fits().table1.errors.items()}},
         ),
         fits().table1,
     )

@@ -73,6 +73,8 @@ class _Entry:
     """The iteration count when the current decoding spell began."""
     first_token_sent: bool = False
     gone: bool = False
+    kv_arrived: bool = False
+    """Prefilled elsewhere: its first token is out and its KV cache is here."""
 
     @property
     def prompt(self) -> int:
@@ -131,11 +133,19 @@ class ReplicaModel:
         spell = 0 if entry.decoding_since is None else self._iterations - entry.decoding_since
         return entry.generated + spell
 
+    def shares(self) -> tuple[tuple[Hashable, int], ...]:
+        """Who has how many tokens in the iteration under way."""
+        decoding = [(e.key, 1) for e in self._entries.values() if e.decoding_since is not None]
+        return (*decoding, *((entry.key, chunk) for entry, chunk in self._chunks or ()))
+
     # what can be done
 
-    def submit(self, key: Hashable, input_tokens: int, output_tokens: int, now_ps: int) -> None:
-        """Queue a request. Raises ValueError where it could never run: no tokens, a key already here, or more
-        tokens than the KV cache holds."""
+    def submit(
+        self, key: Hashable, input_tokens: int, output_tokens: int, now_ps: int, kv_arrived: bool = False
+    ) -> None:
+        """Queue a request. ``kv_arrived``: another replica prefilled it and sent its KV cache; it still has
+        ``output_tokens - 1`` to generate. Raises ValueError where it could never run: no tokens, a key already
+        here, or more tokens than the KV cache holds."""
         if input_tokens < 1 or output_tokens < 1:
             raise ValueError(f"request {key!r}: {input_tokens} input and {output_tokens} output tokens; need >= 1")
         if input_tokens + output_tokens > self.limits.kv_tokens:
@@ -147,6 +157,10 @@ class ReplicaModel:
             raise ValueError(f"request {key!r} is here already")
         self._order += 1
         entry = _Entry(key, input_tokens, output_tokens, now_ps, self._order)
+        if kv_arrived:
+            if output_tokens < 2:
+                raise ValueError(f"request {key!r} has nothing left to decode: its one token came with its prefill")
+            entry.kv_arrived = entry.first_token_sent = True
         self._entries[key] = entry
         self._waiting.append(entry)
 
@@ -234,6 +248,10 @@ class ReplicaModel:
             if full or self.kv_used_tokens + entry.prompt + 1 > self.limits.kv_tokens:
                 return
             self._waiting.popleft()
+            if entry.kv_arrived:
+                entry.kv_arrived = False
+                self._enter_decoding(entry, [])
+                continue
             entry.prefilled = 0
             self._kv_reserved += entry.prompt
             self._prefilling.append(entry)

@@ -18,17 +18,35 @@ _SHORT_SPREAD, _MEDIUM_SPREAD, _LONG_SPREAD = 1.25, 1.15, 1.40
 OUTPUT_SPREAD = 1.6
 """E[O²] / E[O]² of outputs (Azure 2023 conversations: 1.3-1.7): says how old the contexts being decoded are."""
 
+CONTEXT_SPREAD = 1.6
+"""E[C²] / E[C]² of contexts."""
+
+KV_Z = 3.0
+"""Deviations kept free in the KV cache: it stays full for long once it is, and then everyone waits."""
+
 PREFILL_MIX_SPREAD = 0.6
 """Standard deviation of the tokens prefilled in an iteration over their mean."""
 
 TAIL = 0.01
 """Limits hold for all but this share."""
 
-TAIL_MARGIN = 1.08
+TAIL_CROWDS = (1.4, 2.2)
+"""How many times the mean prefill a late first token shares its pass with: two, so that a step is not a cliff."""
+
+TAIL_BEND = 0.25
+"""How much of a crowded pass's extra cost per token the next pass inherits."""
+
+RARE_WAITS = 0.004
+"""Added to the share of arrivals that meet a prefill: near the tail's own size the limit is a cliff."""
+
+TAIL_MARGIN = 1.05
 """On the wait's tail: what the formula was found to be too low by, at most, against ``ReplicaModel``."""
 
 FULLEST = 0.995
 """Above this utilisation there is no steady state to speak of."""
+
+CAUTIOUS_STEPS = 6
+"""Of the search for the mean iteration in which a lack of time is not yet taken for saturation."""
 
 _SHORT, _MEDIUM = InputClass.SHORT, InputClass.MEDIUM
 _NORMAL = NormalDist()
@@ -48,6 +66,8 @@ class Machine:
     batch_tokens: int
     batch_requests: int
     kv_tokens: int
+    straight: bool
+    """Whether iterations rise straight with their tokens: then nothing needs to be searched for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +115,8 @@ class _Iterations(NamedTuple):
     """Mean iterations while there is work."""
 
     decoding: float
+    gain: float
+    """By how much a decoder more slows all down: it makes their number swing."""
     mean_s: float
     decode_s: float
     """One without prefill."""
@@ -124,7 +146,8 @@ def steady_state(machine: Machine, parts: Sequence[tuple[InputClass, ClassLoad]]
     held = arrivals.rps * mean_wait_s
     prompt = arrivals.input_tokens / arrivals.rps
     kv_tokens = decoding * arrivals.mean_context + held * prompt
-    kv_deviation = math.sqrt(1.6 * (decoding * arrivals.mean_context**2 + held * prompt**2))
+    swing = decoding / (1.0 - iterations.gain)
+    kv_deviation = math.sqrt(CONTEXT_SPREAD * (swing * arrivals.mean_context**2 + held * prompt**2))
     return OperatingPoint(
         saturated=False,
         utilisation=busy,
@@ -133,8 +156,8 @@ def steady_state(machine: Machine, parts: Sequence[tuple[InputClass, ClassLoad]]
         ttft_p99_s=ttft_p99_s,
         power_w=power_w,
         kv_tokens=kv_tokens,
-        kv_p99_tokens=kv_tokens + _TAIL_Z * kv_deviation,
-        decoding_p99=decoding + _TAIL_Z * math.sqrt(decoding),
+        kv_p99_tokens=kv_tokens + prompt + KV_Z * kv_deviation,
+        decoding_p99=decoding + _TAIL_Z * math.sqrt(swing),
     )
 
 
@@ -184,34 +207,48 @@ def _arrivals(machine: Machine, parts: Sequence[tuple[InputClass, ClassLoad]]) -
 def _iterations(machine: Machine, arrivals: _Arrivals) -> _Iterations | None:
     """The fixed point of decoders and iteration time: a decoder meets its own token, the others' and the prefills.
 
-    None where arrivals bring more work than a second holds.
+    None where arrivals bring more work than a second holds, or more requests than a batch.
     """
     table = machine.iteration_s
     batch_tokens = float(machine.batch_tokens)
     _, rps, input_tokens, decode_tokens, mean_context, attention_s, chunks = arrivals
     context_s = machine.context_s * mean_context
     alone = tokens = min(input_tokens / rps, batch_tokens)
-    decoding = token_s = ratio = mean_s = decode_s = 0.0
-    for _ in range(12):
+    left = decoder_s = decoding = token_s = ratio = mean_s = decode_s = 0.0
+    empty_s = table[0]
+    straight_s = (table[machine.batch_tokens] - empty_s) / batch_tokens if machine.straight else None
+    for step in range(24):
         room = max(1.0, batch_tokens - decoding)
         tokens = min(tokens, room)
-        token_s = (interpolate(table, decoding + tokens) - interpolate(table, decoding)) / tokens
-        one_more_s = interpolate(table, decoding + 1.0)
-        decoder_s = interpolate(table, decoding + 2.0) - one_more_s + context_s
-        decode_s = one_more_s + context_s * (decoding + 1.0)
+        if straight_s is not None:
+            token_s, decoder_s = straight_s, straight_s + context_s
+        else:
+            apart = min(tokens / 2, room - tokens)
+            spread_s = interpolate(table, decoding + tokens - apart) + interpolate(table, decoding + tokens + apart)
+            token_s = (spread_s / 2 - interpolate(table, decoding)) / tokens
+            # The chord from an empty iteration: safe where iterations bend.
+            decoder_s = (interpolate(table, decoding + 1.0) - empty_s) / (decoding + 1.0) + context_s
         left = 1.0 - input_tokens * token_s - attention_s - decode_tokens * decoder_s
         if left < 1.0 - FULLEST:
-            return None
+            if step > CAUTIOUS_STEPS or straight_s is not None:
+                return None
+            left = 0.1  # Batching more may yet make it cheaper.
         was = decoding
-        mean_s = (decode_s - decoding * decoder_s) / left
-        decoding = decode_tokens * mean_s
-        decode_s += (decoding - was) * decoder_s
+        mean_s = (empty_s + decoder_s) / left
+        decoding = min(decode_tokens * mean_s, 2.0 * machine.batch_requests)
+        decode_s = empty_s + decoder_s * (decoding + 1.0)
         ratio = _prefill_ratio(chunks, mean_s, decode_s)
-        ratio = min(1.0, max(ratio, input_tokens * mean_s / room))
+        ratio = min(1.0, max(ratio, input_tokens * mean_s / max(1.0, batch_tokens - decoding)))
         tokens = max(alone, input_tokens * mean_s / ratio)
-        if abs(decoding - was) <= 1e-3 * (1.0 + decoding):
+        if straight_s is not None or abs(decoding - was) <= 1e-3 * (1.0 + decoding):
             break
-    return _Iterations(decoding, mean_s, decode_s, ratio, tokens, token_s)
+    if decoding > machine.batch_requests:
+        return None
+    local_s = decoder_s
+    if straight_s is None:
+        local_s = interpolate(table, decoding + 2.0) - interpolate(table, decoding + 1.0) + context_s
+    gain = decode_tokens * local_s / max(1.0 - FULLEST, left + decode_tokens * decoder_s)
+    return _Iterations(decoding, min(0.9, gain), mean_s, decode_s, ratio, tokens, token_s)
 
 
 def _prefill_ratio(chunks: float, mean_s: float, decode_s: float) -> float:
@@ -244,6 +281,15 @@ def _power(machine: Machine, arrivals: _Arrivals, iterations: _Iterations) -> tu
     return busy, share, tokens, power_w
 
 
+class _Wait(NamedTuple):
+    """Mean and variance of a wait among those who wait, in seconds, and the deviations up at which their tail lies
+    (None where too few wait to matter)."""
+
+    mean_s: float
+    variance: float
+    z: float | None
+
+
 def _first_tokens(
     machine: Machine,
     arrivals: _Arrivals,
@@ -252,58 +298,99 @@ def _first_tokens(
     prefill_share: float,
     prefill_tokens: float,
 ) -> tuple[dict[InputClass, float], float] | None:
-    """P99 TTFT per class and the mean wait before a prefill; None where prefills alone are too much.
+    """P99 TTFT per class and the mean time before and in a prefill; None where prefills alone are too much.
 
-    Two waits, whichever is longer in the tail. Queue: prompts as jobs at the speed of full iterations, an M/G/1
-    queue that is met with the probability that something prefills. Gate: whoever comes during an iteration waits for
-    its end and shares the next with all who came during it.
+    A long prompt, the queue of prompts and the gate of the iteration under way each make a tail: the longest counts,
+    and more where two are alike (a norm), for then either may be the cause.
     """
-    decode_s, token_s, mean_s = iterations.decode_s, iterations.token_s, iterations.mean_s
-    room = max(1.0, machine.batch_tokens - iterations.decoding)
-    full_s = decode_s - interpolate(machine.iteration_s, iterations.decoding)
-    full_s += interpolate(machine.iteration_s, machine.batch_tokens)
-    full_token_s = full_s / room
-    work1 = work2 = work3 = gate1 = gate2 = 0.0
+    table, decode_s, decoding = machine.iteration_s, iterations.decode_s, iterations.decoding
+    room = max(1.0, machine.batch_tokens - decoding)
+    empty_s = interpolate(table, decoding)
+    full_token_s = (decode_s + interpolate(table, machine.batch_tokens) - empty_s) / room
+    token_s = next_s = iterations.token_s
+    if not machine.straight:
+        token_s, next_s = _crowded_token_s(table, iterations, room, empty_s)
+    queued = _queue(arrivals, full_token_s, prefill_share)
+    gated = _gate(arrivals, iterations, next_s, room, busy)
+    if queued is None or gated is None:
+        return None
+    wait_s, queue = queued
+    caught_s, gate = gated
+    ttft_p99_s = {}
+    for name, _, prompt, spread, attention_s in arrivals.parts:
+        longest = longest_input(name, prompt)
+        tail_s = longest * longest / 2 * machine.attention_s
+        if longest <= room:
+            tail_s += interpolate(table, decoding + longest) - empty_s
+        else:
+            tail_s += longest * full_token_s - decode_s
+        own_s = prompt * token_s + attention_s
+        if prompt > room:
+            own_s += (prompt / room - 1.0) * decode_s
+        own_variance = own_s * own_s * (spread - 1.0)
+        tails = tail_s**8
+        for mean_s, variance, z in (queue, gate):
+            if z is not None:
+                tails += (TAIL_MARGIN * _quantile(own_s + mean_s, own_variance + variance, z)) ** 8
+        ttft_p99_s[name] = decode_s + tails**0.125
+    return ttft_p99_s, max(wait_s, busy * caught_s / 2) + decode_s + prefill_tokens * token_s
+
+
+def _crowded_token_s(
+    table: Sequence[float], iterations: _Iterations, room: float, empty_s: float
+) -> tuple[float, float]:
+    """What a token adds to a crowded pass, and to the pass after it: where iterations bend upwards, late first
+    tokens come from passes in which a token costs more than in the mean."""
+    mean_tokens = min(room, iterations.prefill_tokens)
+    fewer, more = (min(room, crowd * mean_tokens) for crowd in TAIL_CROWDS)
+    crowded_s = interpolate(table, iterations.decoding + fewer) + interpolate(table, iterations.decoding + more)
+    token_s = max(iterations.token_s, (crowded_s - 2 * empty_s) / (fewer + more))
+    if fewer <= mean_tokens:
+        return token_s, token_s
+    mean_s = interpolate(table, iterations.decoding + mean_tokens)
+    bend_s = (crowded_s - 2 * mean_s) / (fewer + more - 2 * mean_tokens) - token_s
+    return token_s, token_s + TAIL_BEND * max(0.0, bend_s)
+
+
+def _queue(arrivals: _Arrivals, full_token_s: float, prefill_share: float) -> tuple[float, _Wait] | None:
+    """Prompts as jobs at the speed of full iterations: an M/G/1 queue, met with the probability that something
+    prefills. The mean wait of all, and the wait of those who meet it."""
+    work1 = work2 = work3 = 0.0
     for _, rps, prompt, spread, attention_s in arrivals.parts:
         job_s = prompt * full_token_s + attention_s
         spread_s = job_s * spread
         work1 += rps * job_s
         work2 += rps * job_s * spread_s
         work3 += rps * spread_s * spread_s * spread_s
-        own_s = prompt * token_s + attention_s
-        gate1 += rps * own_s
-        gate2 += rps * own_s * own_s * (spread if prompt <= room else room / prompt)
-    if work1 >= FULLEST or gate1 >= FULLEST:
+    if work1 >= FULLEST:
         return None
     wait_s = work2 / (2 * (1 - work1))
-    wait2 = 2 * wait_s**2 + work3 / (3 * (1 - work1))
+    second = 2 * wait_s**2 + work3 / (3 * (1 - work1))
     waits = min(1.0, max(prefill_share, work1))
-    queue_s = wait_s / waits
-    queue_var = max(0.0, wait2 / waits - queue_s**2)
-    # Moments of the iteration that an arrival falls into: longer ones catch more arrivals.
-    variance = gate2 * mean_s / (1 - gate1**2)
-    random_s = max(mean_s - decode_s, 1e-9)
-    met_s = (mean_s**2 + variance) / mean_s
-    met2 = (mean_s**3 + 3 * mean_s * variance + 2 * variance**2 / random_s) / mean_s
-    gate_s = (0.5 + gate1) * met_s
-    gate_var = max(0.0, met2 * (1 / 3 + gate1 + gate1**2) + gate2 * met_s - gate_s**2)
-    gate_z, queue_z = _conditional_z(busy), _conditional_z(1.25 * waits)
-    ttft_p99_s = {}
-    for name, _, prompt, spread, attention_s in arrivals.parts:
-        longest = longest_input(name, prompt)
-        own_s = prompt * token_s + attention_s
-        tail_s = longest * (token_s + longest / 2 * machine.attention_s)
-        if prompt > room:
-            own_s += (prompt / room - 1.0) * decode_s
-        if longest > room:
-            tail_s += (longest / room - 1.0) * decode_s
-        own_var = own_s * own_s * (spread - 1.0)
-        if gate_z is not None:
-            tail_s = max(tail_s, _quantile(own_s + gate_s, own_var + gate_var, gate_z))
-        if queue_z is not None:
-            tail_s = max(tail_s, _quantile(own_s + queue_s, own_var + queue_var, queue_z))
-        ttft_p99_s[name] = decode_s + TAIL_MARGIN * tail_s
-    return ttft_p99_s, max(wait_s, busy * met_s / 2) + decode_s + prefill_tokens * token_s
+    mean_s = wait_s / waits
+    return wait_s, _Wait(mean_s, max(0.0, second / waits - mean_s**2), _conditional_z(1.1 * waits + RARE_WAITS))
+
+
+def _gate(
+    arrivals: _Arrivals, iterations: _Iterations, token_s: float, room: float, busy: float
+) -> tuple[float, _Wait] | None:
+    """Whoever comes during an iteration waits for its end and shares the next with all who came during it. The
+    mean iteration that an arrival falls into (longer ones catch more), and the wait."""
+    work1 = work2 = 0.0
+    for _, rps, prompt, spread, attention_s in arrivals.parts:
+        job_s = prompt * token_s + attention_s
+        work1 += rps * job_s
+        work2 += rps * job_s * job_s * (spread if prompt <= room else room / prompt)
+    if work1 >= FULLEST:
+        return None
+    mean_s = iterations.mean_s
+    variance = work2 * mean_s / (1 - work1**2)
+    random_s = max(mean_s - iterations.decode_s, 1e-9)
+    caught_s = (mean_s**2 + variance) / mean_s
+    caught2 = (mean_s**3 + 3 * mean_s * variance + 2 * variance**2 / random_s) / mean_s
+    wait_s = (0.5 + work1) * caught_s
+    second = caught2 * (1 / 3 + work1 + work1**2) + work2 * caught_s
+    return caught_s, _Wait(wait_s, max(0.0, second - wait_s**2), _conditional_z(busy))
 
 
 def _conditional_z(share: float) -> float | None:

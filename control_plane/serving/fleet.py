@@ -1,6 +1,6 @@
 """All of wattray's serving policies as one object, for virtual time: what the actors do together, without actors."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from control_plane.actions import Action, SetGpuBudget, SetReplicas, Step
 from control_plane.domain import (
@@ -48,6 +48,9 @@ class ServingFleet:
         self.ledger = RouterLedger()
         self._first_load = first_load or Load()
         self._next_cluster_s = 0.0
+        self._slo = settings.slo.slo()
+        self._grouped: Sequence[Candidate] = ()
+        self._by_pool: dict[PoolName, list[Candidate]] = {}
 
     def first_replicas(self) -> Sequence[SetReplicas]:
         """What to start warm: the plan for ``first_load``."""
@@ -60,25 +63,30 @@ class ServingFleet:
         return actions
 
     def route(
-        self, now_s: float, request_id: str, input_tokens: int, candidates: Sequence[Candidate]
+        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
     ) -> tuple[PoolName, ReplicaId] | None:
         expected = self._lengths.predict(input_tokens, MAX_TOKENS).expected_tokens
         self._forecaster.observe(Arrival(now_s, input_tokens, expected))
-        by_pool: dict[PoolName, list[Candidate]] = {}
-        for candidate in candidates:
-            by_pool.setdefault(candidate.pool, []).append(candidate)
-        chosen = route(self._settings, self._settings.slo.slo(), self.ledger, by_pool, input_tokens)
+        if candidates is not self._grouped:
+            self._grouped, self._by_pool = candidates, {}
+            for candidate in candidates:
+                self._by_pool.setdefault(candidate.pool, []).append(candidate)
+        chosen = route(self._settings, self._slo, self.ledger, self._by_pool, input_tokens)
         if chosen is None:
             return None
         self.ledger.assigned(request_id, chosen.replica_id, input_tokens)
         return chosen.pool, chosen.replica_id
 
-    def first_token(self, request_id: str, replica_id: ReplicaId) -> None:
+    def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
         self.ledger.first_token(request_id, replica_id)
 
-    def ended(self, request_id: str, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
+    def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
         self.ledger.ended(request_id, replica_id)
         self._lengths.learn(input_tokens, output_tokens)
+
+    def dropped(self, request_id: Hashable, replica_id: ReplicaId) -> None:
+        """The replica failed with the request on it, which will be routed anew; no length is learnt from it."""
+        self.ledger.ended(request_id, replica_id)
 
     def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step:
         actions: list[Action] = []

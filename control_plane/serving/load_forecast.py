@@ -4,7 +4,7 @@ Reads ARRIVALS, never completions: completed requests hide overload.
 """
 
 import math
-from collections import deque
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 from control_plane.domain import ClassLoad, InputClass, Load
@@ -21,35 +21,53 @@ class Arrival:
 
 
 class ArrivalWindow:
-    """Arrivals of the last seconds, as a load."""
+    """Arrivals of the last seconds, as a load: running sums by class, so that a look back costs the same however
+    much arrived."""
 
     def __init__(self, keep_s: float) -> None:
         self._keep_s = keep_s
-        self._arrivals: deque[Arrival] = deque()
+        self._classes: dict[InputClass, _RunningSums] = {name: _RunningSums() for name in InputClass}
 
     def add(self, arrival: Arrival) -> None:
-        self._arrivals.append(arrival)
-        while self._arrivals and self._arrivals[0].at_s < arrival.at_s - self._keep_s:
-            self._arrivals.popleft()
+        self._classes[InputClass.of(arrival.input_tokens)].add(arrival, arrival.at_s - self._keep_s)
 
     def load(self, now_s: float, window_s: float, z: float = 0.0) -> Load:
         """Mean load over the last ``window_s`` plus ``z`` standard deviations of its Poisson count."""
         window_s = min(window_s, self._keep_s)
-        by_class: dict[InputClass, list[Arrival]] = {}
-        for arrival in reversed(self._arrivals):
-            if arrival.at_s <= now_s - window_s:
-                break
-            by_class.setdefault(InputClass.of(arrival.input_tokens), []).append(arrival)
-        return Load({name: _class_load(by_class[name], window_s, z) for name in InputClass if name in by_class})
+        parts = {name: sums.load(now_s - window_s, window_s, z) for name, sums in self._classes.items()}
+        return Load({name: part for name, part in parts.items() if part.rps > 0})
 
 
-def _class_load(arrivals: list[Arrival], window_s: float, z: float) -> ClassLoad:
-    count = len(arrivals)
-    return ClassLoad(
-        rps=(count + z * math.sqrt(count)) / window_s,
-        input_tokens=sum(a.input_tokens for a in arrivals) / count,
-        output_tokens=sum(a.expected_output_tokens for a in arrivals) / count,
-    )
+class _RunningSums:
+    """Arrival times of one class in order, and the sums of tokens up to each."""
+
+    def __init__(self) -> None:
+        self._at_s: list[float] = []
+        self._inputs: list[int] = [0]
+        self._outputs: list[float] = [0.0]
+
+    def add(self, arrival: Arrival, forget_before_s: float) -> None:
+        self._at_s.append(arrival.at_s)
+        self._inputs.append(self._inputs[-1] + arrival.input_tokens)
+        self._outputs.append(self._outputs[-1] + arrival.expected_output_tokens)
+        if len(self._at_s) > 1024 and self._at_s[len(self._at_s) // 2] < forget_before_s:
+            self._forget(bisect_left(self._at_s, forget_before_s))
+
+    def load(self, after_s: float, window_s: float, z: float) -> ClassLoad:
+        first = bisect_right(self._at_s, after_s)
+        count = len(self._at_s) - first
+        if count == 0:
+            return ClassLoad()
+        return ClassLoad(
+            rps=(count + z * math.sqrt(count)) / window_s,
+            input_tokens=(self._inputs[-1] - self._inputs[first]) / count,
+            output_tokens=(self._outputs[-1] - self._outputs[first]) / count,
+        )
+
+    def _forget(self, count: int) -> None:
+        spent = self._outputs[count]
+        self._outputs = [total - spent for total in self._outputs[count:]]
+        del self._at_s[:count], self._inputs[:count]
 
 
 class WindowForecaster:

@@ -107,5 +107,9 @@ def route(
 def _quickest(
     ledger: RouterLedger, candidates: Iterable[Candidate], input_tokens: int
 ) -> tuple[float, Candidate] | None:
-    timed = [(ledger.expected_ttft_s(candidate, input_tokens), candidate) for candidate in candidates]
-    return min(timed, key=lambda pair: (pair[0], pair[1].replica_id), default=None)
+    best: tuple[float, Candidate] | None = None
+    for candidate in candidates:
+        ttft_s = ledger.expected_ttft_s(candidate, input_tokens)
+        if best is None or (ttft_s, candidate.replica_id) < (best[0], best[1].replica_id):
+            best = ttft_s, candidate
+    return best

@@ -1,346 +1,564 @@
 """A cluster of replicas in virtual time, driven by events; the policies are the very objects that run live.
 
-Integer picoseconds: two events at one moment are ordered by kind, then by who was first.
+Integer picoseconds. Events of one moment go by kind (iterations first), then by the replica's number, and an arrival
+comes after all of them: so the order does not depend on which of the two replica engines runs.
 """
 
-import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush, heapreplace
 from typing import Protocol
 
-from control_plane.actions import Action, SetFrequency, SetGpuBudget, SetReplicas, Step
-from control_plane.domain import (
-    PoolName,
-    ReplicaId,
-    ReplicaState,
-    ReplicaView,
-    Request,
-    Slo,
-    advance,
-)
-from control_plane.hardware.gpu_model import IDLE, GpuState
+from control_plane.actions import Action, SetFrequency, SetGpuBudget, SetReplicas
+from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Request, advance
+from control_plane.hardware.coalesced_replica import CoalescedReplica
 from control_plane.hardware.machine_profile import MachineProfile
-from control_plane.hardware.replica_model import PS_PER_S, ReplicaModel
+from control_plane.hardware.replica_model import PS_PER_S
+from control_plane.hardware.request_columns import NOT_YET, RequestColumns, TokenGaps
+from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.serving.routing import Candidate
+from control_plane.simulation.fleet import Fleet, PhaseSplitFleet, Role
+from control_plane.simulation.gpu_slots import GpuSlots
+from control_plane.simulation.outcome import Sample, Simulated
+from control_plane.simulation.token_gaps import GapHistogram
+from control_plane.simulation.trace import Trace
 
-PS_PER_NS = 1000
-
-
-class Fleet(Protocol):
-    """The policies of a whole cluster as the simulator asks them."""
-
-    def first_replicas(self) -> Sequence[SetReplicas]: ...
-    def route(
-        self, now_s: float, request_id: str, input_tokens: int, candidates: Sequence[Candidate]
-    ) -> tuple[PoolName, ReplicaId] | None: ...
-    def first_token(self, request_id: str, replica_id: ReplicaId) -> None: ...
-    def ended(self, request_id: str, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None: ...
-    def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step: ...
+__all__ = ["Fleet", "Simulated", "SimulatedCluster", "candidate_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
-    """What became of a request; times in seconds, ``mean_tbt_s`` 0 for a single token."""
+class ReplicaEngine(Protocol):
+    """Both engines of the replica model."""
 
-    request: Request
-    pool: PoolName
-    replica_id: ReplicaId
-    ttft_s: float
-    finished_s: float
+    wake_ps: int
+    first_tokens: Sequence[int]
+    born_ps: int
 
     @property
-    def mean_tbt_s(self) -> float:
-        gaps = self.request.output_tokens - 1
-        return 0.0 if gaps == 0 else (self.finished_s - self.request.arrival_s - self.ttft_s) / gaps
+    def target_mhz(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def running(self) -> int: ...
+    def oldest_wait_ps(self, now_ps: int) -> int: ...
+    def energy_wps(self, now_ps: int) -> float: ...
+    def close_spans(self) -> None: ...
+    def abandon(self, now_ps: int) -> list[int]: ...
+    def submit(
+        self, key: int, input_tokens: int, output_tokens: int, now_ps: int, kv_arrived: bool = False
+    ) -> None: ...
+    def set_clock(self, now_ps: int, freq_mhz: int) -> None: ...
+    def fire(self, now_ps: int) -> Sequence[int]: ...
+
+
+EngineFactory = Callable[[ShapeTables, RequestColumns, TokenGaps, int, int], ReplicaEngine]
+"""Of tables, columns, gaps, the replica's number and its birth in ps."""
 
 
 @dataclass(frozen=True, slots=True)
-class Simulated:
-    """Outcome of a simulated run: every request, and the energy of every GPU, the idle ones too."""
+class NodeFailure:
+    """A node of eight GPUs dies with everything on it and comes back empty."""
 
-    records: tuple[RequestRecord, ...]
-    lost: int
-    energy_j: float
-    ends_s: float
-    gpu_hours: float
-    """GPU time held by replicas."""
-    instances_peak: int
-    reconfigurations: int
-    power_w: tuple[tuple[float, float], ...] = ()
-    """(time in s, watts of the whole cluster), every few seconds."""
-    decisions: tuple[tuple[float, Action], ...] = ()
-
-    def slo_attainment(self, slo: Slo) -> float:
-        met = sum(slo.met(r.request.input_tokens, r.ttft_s, r.mean_tbt_s) for r in self.records)
-        total = len(self.records) + self.lost
-        return met / total if total else 1.0
+    at_s: float
+    node: int
+    down_s: float = 3600.0
 
 
-class _Kind(IntEnum):
-    READY = 0
-    ITERATION = 1
-    CONTROL = 2
-    SAMPLE = 3
+@dataclass(frozen=True, slots=True)
+class ClusterTimes:
+    """How long changes take. A new replica on a node that runs another finds the weights in host memory."""
+
+    cold_start_s: float = 0.0
+    weights_here_start_s: float = 0.0
+    kv_link_bytes_per_s: float = 50e9
+    """Between nodes: one 400 Gb/s adapter."""
+    kv_latency_s: float = 0.002
+    kv_bytes_per_token: float = 327_680.0
+    """Llama2-70B: 80 layers, 8 KV heads of 128, keys and values, two bytes."""
+
+    @classmethod
+    def for_startup(cls, startup_s: float) -> "ClusterTimes":
+        """Of a cold start's 6-8 minutes, engine set-up and loading take 33 s (DynamoLLM Table V): all that is left
+        where the weights are on the node."""
+        return cls(startup_s, min(startup_s, 33.0))
+
+
+_KIND = 1 << 40
+_ITERATION, _READY, _TRANSFER, _FAILURE, _REPAIR, _CONTROL, _SAMPLE = (kind * _KIND for kind in range(7))
+_FOLD_SPELLS = 1 << 19
+_STUCK_S = 7200.0
 
 
 @dataclass(slots=True, eq=False)
-class _Replica:
+class _Hosted:
+    number: int
     replica_id: ReplicaId
     pool: PoolName
     tp: int
-    model: ReplicaModel
-    gpu: GpuState
+    role: Role
+    nodes: tuple[int, ...]
+    engine: ReplicaEngine
     state: ReplicaState
-    started_ps: int
-    iterating: bool = False
-    requests: dict[str, Request] = field(default_factory=dict)
+    kv_tokens: int
+    outbox: int = 0
+    """Requests whose KV cache waits here or is on its way: until it arrives the replica is held."""
+
+    @property
+    def empty(self) -> bool:
+        return self.engine.wake_ps < 0 and self.outbox == 0
 
 
 class SimulatedCluster:
-    """``gpus`` GPUs that host replicas for a fleet of policies. One representative GPU stands for the ``tp`` equal
-    ones of a replica."""
+    """``gpus`` GPUs (None: as many as wanted) that host replicas for a fleet of policies. Of ``idle_gpus`` GPUs
+    those that no replica holds draw idle power; the rest are released and draw nothing (default: all are billed)."""
 
     def __init__(
         self,
         profile: MachineProfile,
-        gpus: int,
+        gpus: int | None,
         fleet: Fleet,
         startup_s: float = 0.0,
         sample_s: float = 1.0,
+        *,
+        idle_gpus: int | None = None,
+        times: ClusterTimes | None = None,
+        failures: Sequence[NodeFailure] = (),
+        engine: EngineFactory = CoalescedReplica,
+        tables: Mapping[int, ShapeTables] | None = None,
     ) -> None:
-        self._profile, self._gpus, self._fleet = profile, gpus, fleet
-        self._startup_ps = round(startup_s * PS_PER_S)
+        self._profile, self._fleet, self._engine = profile, fleet, engine
+        self._times = times or ClusterTimes.for_startup(startup_s)
+        self._split = fleet if isinstance(fleet, PhaseSplitFleet) else None
         self._sample_ps = round(sample_s * PS_PER_S)
-        self._events: list[tuple[int, _Kind, int, _Replica | None]] = []
-        self._replicas: dict[ReplicaId, _Replica] = {}
+        self._idle_gpus = (gpus or 0) if idle_gpus is None else idle_gpus
+        self._failures = sorted(failures, key=lambda f: (f.at_s, f.node))
+        self._tables = tables or {tp: ShapeTables.of(profile, tp) for tp in profile.tps}
+        self._least_kv_tokens = min(t.limits.kv_tokens for t in self._tables.values())
+        self._slots = GpuSlots(gpus)
+        self._events: list[tuple[int, int]] = []
+        self._hosted: list[_Hosted | None] = []
+        self._by_id: dict[ReplicaId, _Hosted] = {}
+        self._candidates: dict[Role, tuple[Candidate, ...]] = {}
+        self._transfers: list[tuple[int, ReplicaId]] = []
         self._now_ps = 0
-        self._order = 0
-        self._born = 0
-        self._idle_energy_j = 0.0
-        self._released_energy_j = 0.0
+        self._in_flight = 0
+        self._idle_wps = 0.0
+        self._released_wps = 0.0
         self._idle_at_ps = 0
-        self._gpu_seconds = 0.0
+        self._held_gpu_ps = 0
         self._peak = 0
         self._reconfigurations = 0
-        self._power: list[tuple[float, float]] = []
+        self._samples: list[Sample] = []
         self._decisions: list[tuple[float, Action]] = []
-        self._records: list[RequestRecord] = []
-        self._ttft: dict[str, float] = {}
-        self._backlog: list[Request] = []
+        self._backlog: list[int] = []
+        self._handovers: list[int] = []
+        self._names: list[tuple[PoolName, ReplicaId]] = []
+        self._lost = 0
+        self._metered_wps = 0.0
 
-    def run(self, trace: Sequence[Request], until_s: float | None = None) -> Simulated:
-        """Play the trace until every request has ended, and on to ``until_s`` where that is later."""
+    def run(
+        self,
+        requests: Trace | Sequence[Request],
+        until_s: float | None = None,
+        watch: Callable[[float, int, RequestColumns], bool] | None = None,
+    ) -> Simulated:
+        """Play the trace until every request has ended, and on to ``until_s`` where that is later. ``watch(now_s,
+        requests arrived, columns)`` is asked at every sample; False ends the run there."""
+        trace = requests if isinstance(requests, Trace) else Trace.of(requests)
+        self._trace = trace
+        self._inputs, self._outputs = trace.input_tokens.data, trace.output_tokens.data
+        self._watch = watch
+        self._stopped = False
+        self._arrived = 0
+        self._columns = RequestColumns.for_arrivals(trace.arrival_ps.data)
+        self._gaps, self._gap_histogram = TokenGaps.none(), GapHistogram(trace.types())
         for action in self._fleet.first_replicas():
             self._scale(action, warm=True)
-        self._schedule(0, _Kind.CONTROL)
-        self._schedule(0, _Kind.SAMPLE)
+        heappush(self._events, (0, _CONTROL))
+        heappush(self._events, (0, _SAMPLE))
+        for number, failure in enumerate(self._failures):
+            heappush(self._events, (round(failure.at_s * PS_PER_S), _FAILURE + number))
+        self._play_arrivals(trace)
         end_ps = 0 if until_s is None else round(until_s * PS_PER_S)
-        arrivals = [(round(r.arrival_s * PS_PER_S), r) for r in trace]
-        following = 0
-        while True:
-            arrival_ps = arrivals[following][0] if following < len(arrivals) else None
-            event_ps = self._events[0][0]
-            working = arrival_ps is not None or self._in_flight() > 0
-            if not working and event_ps > end_ps:
-                break
-            if arrival_ps is not None and arrival_ps < event_ps:
-                self._now_ps = arrival_ps
-                self._arrive(arrivals[following][1])
-                following += 1
-                continue
-            event_ps, kind, _, replica = heapq.heappop(self._events)
-            self._now_ps = event_ps
-            self._handle(kind, replica)
-            if working and not any(r.state is not ReplicaState.STOPPED for r in self._replicas.values()):
-                self._fail_if_stuck(following < len(arrivals))
+        while not self._stopped and (self._in_flight or self._events[0][0] <= end_ps):
+            self._advance(self._events[0][0])
         self._now_ps = max(self._now_ps, end_ps)
         return self._outcome()
 
-    # events
+    # arrivals and iterations: the two that are frequent
 
-    def _handle(self, kind: _Kind, replica: _Replica | None) -> None:
-        match kind:
-            case _Kind.CONTROL:
-                self._control()
-            case _Kind.SAMPLE:
-                self._power.append((self._now_ps / PS_PER_S, self._cluster_power_w()))
-                self._schedule(self._now_ps + self._sample_ps, _Kind.SAMPLE)
-            case _Kind.READY if replica is not None:
-                if replica.state is ReplicaState.STARTING:
-                    replica.state = advance(replica.state, ReplicaState.READY)
-                    self._dispatch_backlog()
-            case _Kind.ITERATION if replica is not None:
-                self._end_iteration(replica)
-
-    def _arrive(self, request: Request) -> None:
-        chosen = self._fleet.route(
-            self._now_ps / PS_PER_S, request.request_id, request.input_tokens, self._candidates()
+    def _play_arrivals(self, trace: Trace) -> None:
+        events, by_id, route = self._events, self._by_id, self._fleet.route
+        roomy = int(trace.input_tokens.max(initial=0)) + int(trace.output_tokens.max(initial=0)) <= (
+            self._least_kv_tokens
         )
-        if chosen is None:
-            self._backlog.append(request)
+        plain = roomy and self._split is None
+        for position, at_ps, input_tokens, output_tokens in trace.blocks():
+            if events[0][0] <= at_ps:
+                self._advance(at_ps)
+                if self._stopped:
+                    return
+            self._arrived = position + 1
+            self._in_flight += 1
+            if not plain:
+                self._now_ps = at_ps
+                self._arrive(position)
+                continue
+            chosen = route(at_ps / PS_PER_S, position, input_tokens, self._ready(Role.COMBINED))
+            if chosen is None:
+                self._backlog.append(position)
+                continue
+            hosted = by_id[chosen[1]]
+            engine = hosted.engine
+            woke_ps = engine.wake_ps
+            engine.submit(position, input_tokens, output_tokens, at_ps)
+            if engine.wake_ps != woke_ps:
+                heappush(events, (engine.wake_ps, hosted.number))
+
+    def _advance(self, until_ps: int) -> None:
+        """All events up to and at this moment."""
+        events, hosted_by_number = self._events, self._hosted
+        while events[0][0] <= until_ps:
+            now_ps, key = events[0]
+            if key >= _READY:
+                heappop(events)
+                self._now_ps = now_ps
+                self._handle(now_ps, key)
+                if self._stopped:
+                    return
+                continue
+            hosted = hosted_by_number[key]
+            if hosted is None or hosted.engine.wake_ps != now_ps:
+                heappop(events)
+                continue
+            engine = hosted.engine
+            finished = engine.fire(now_ps)
+            if engine.first_tokens:
+                first_token, replica_id = self._fleet.first_token, hosted.replica_id
+                for position in engine.first_tokens:
+                    first_token(position, replica_id)
+            if finished:
+                self._now_ps = now_ps
+                self._end(hosted, finished)
+            if engine.wake_ps >= 0:
+                heapreplace(events, (engine.wake_ps, key))
+            else:
+                heappop(events)
+                if hosted.state is ReplicaState.DRAINING and hosted.outbox == 0:
+                    self._now_ps = now_ps
+                    self._stop(hosted)
+
+    def _end(self, hosted: _Hosted, finished: Sequence[int]) -> None:
+        if hosted.role is Role.PREFILL:
+            for position in finished:
+                self._hand_over(hosted, position)
             return
-        _, replica_id = chosen
-        replica = self._replicas[replica_id]
-        replica.requests[request.request_id] = request
-        arrived_ps = round(request.arrival_s * PS_PER_S)
-        replica.model.submit(request.request_id, request.input_tokens, request.output_tokens, arrived_ps)
-        if not replica.iterating:
-            self._begin_iteration(replica)
+        inputs, outputs, ended = self._inputs, self._outputs, self._fleet.ended
+        replica, replica_id = self._columns.replica, hosted.replica_id
+        self._in_flight -= len(finished)
+        for position in finished:
+            replica[position] = hosted.number
+            ended(position, replica_id, inputs[position], outputs[position])
 
-    def _dispatch_backlog(self) -> None:
-        waiting, self._backlog = self._backlog, []
-        for request in waiting:
-            self._arrive(request)
+    def _arrive(self, position: int) -> None:
+        """Route one request, now or again."""
+        input_tokens, output_tokens = self._tokens(position)
+        role = Role.COMBINED if self._split is None else Role.PREFILL
+        chosen = self._fleet.route(self._now_ps / PS_PER_S, position, input_tokens, self._ready(role))
+        if chosen is None:
+            self._backlog.append(position)
+            return
+        hosted = self._by_id[chosen[1]]
+        wanted = input_tokens + (1 if role is Role.PREFILL else output_tokens)
+        if wanted > hosted.kv_tokens:
+            self._fleet.dropped(position, hosted.replica_id)
+            self._lose(position)
+            return
+        self._submit(hosted, position, input_tokens, 1 if role is Role.PREFILL else output_tokens)
 
-    def _begin_iteration(self, replica: _Replica) -> None:
-        now_ns = self._now_ps // PS_PER_NS
-        replica.gpu = replica.gpu.advance(self._profile.gpu, now_ns)
-        iteration = replica.model.begin(replica.gpu.freq_mhz)
-        replica.iterating = iteration is not None
-        activity = IDLE if iteration is None else iteration.activity
-        replica.gpu = replica.gpu.with_activity(self._profile.gpu, now_ns, activity)
-        if iteration is not None:
-            self._schedule(self._now_ps + iteration.duration_ps, _Kind.ITERATION, replica)
-        elif replica.state is ReplicaState.DRAINING:
-            self._stop(replica)
+    def _submit(
+        self, hosted: _Hosted, position: int, input_tokens: int, output_tokens: int, kv_arrived: bool = False
+    ) -> None:
+        woke_ps = hosted.engine.wake_ps
+        hosted.engine.submit(position, input_tokens, output_tokens, self._now_ps, kv_arrived)
+        if hosted.engine.wake_ps != woke_ps:
+            heappush(self._events, (hosted.engine.wake_ps, hosted.number))
 
-    def _end_iteration(self, replica: _Replica) -> None:
-        progress = replica.model.complete()
-        now_s = self._now_ps / PS_PER_S
-        for key in progress.first_token:
-            request = replica.requests[str(key)]
-            self._ttft[request.request_id] = now_s - request.arrival_s
-            self._fleet.first_token(request.request_id, replica.replica_id)
-        for key in progress.finished:
-            request = replica.requests.pop(str(key))
-            self._fleet.ended(request.request_id, replica.replica_id, request.input_tokens, request.output_tokens)
-            ttft_s = self._ttft.pop(request.request_id)
-            self._records.append(RequestRecord(request, replica.pool, replica.replica_id, ttft_s, now_s))
-        self._begin_iteration(replica)
+    def _lose(self, position: int) -> None:
+        self._columns.finished_ps[position] = NOT_YET
+        self._lost += 1
+        self._in_flight -= 1
 
-    # control
+    # phases on different replicas
+
+    def _hand_over(self, hosted: _Hosted, position: int) -> None:
+        """Prefill is done: the KV cache leaves for a decode replica, if there is anything left to decode."""
+        input_tokens, output_tokens = self._tokens(position)
+        self._columns.replica[position] = hosted.number
+        if output_tokens == 1:
+            self._in_flight -= 1
+            self._fleet.ended(position, hosted.replica_id, input_tokens, output_tokens)
+            return
+        self._columns.finished_ps[position] = NOT_YET
+        hosted.outbox += 1
+        self._send_kv(position)
+
+    def _send_kv(self, position: int) -> None:
+        if self._split is None:
+            raise RuntimeError("only a phase-split fleet hands requests over")
+        input_tokens, output_tokens = self._tokens(position)
+        target = self._split.route_decode(self._now_ps / PS_PER_S, position, input_tokens, self._ready(Role.DECODE))
+        if target is None:
+            self._handovers.append(position)
+            return
+        if input_tokens + output_tokens > self._by_id[target].kv_tokens:
+            self._fleet.dropped(position, target)
+            self._kv_left(position)
+            self._lose(position)
+            return
+        kv_bytes = (input_tokens + 1) * self._times.kv_bytes_per_token
+        travel_s = self._times.kv_latency_s + kv_bytes / self._times.kv_link_bytes_per_s
+        self._transfers.append((position, target))
+        heappush(
+            self._events, (self._now_ps + max(1, round(travel_s * PS_PER_S)), _TRANSFER + len(self._transfers) - 1)
+        )
+
+    def _kv_arrives(self, number: int) -> None:
+        position, target = self._transfers[number]
+        if self._hosted[self._columns.replica[position]] is None:
+            self._fleet.dropped(position, target)
+            self._start_over(position)
+            return
+        hosted = self._by_id.get(target)
+        if hosted is None or hosted.state is not ReplicaState.READY:
+            self._fleet.dropped(position, target)
+            self._send_kv(position)
+            return
+        self._kv_left(position)
+        input_tokens, output_tokens = self._tokens(position)
+        self._submit(hosted, position, input_tokens, output_tokens, kv_arrived=True)
+
+    def _kv_left(self, position: int) -> None:
+        source = self._hosted[self._columns.replica[position]]
+        if source is None:
+            raise RuntimeError(f"request {position} came from a replica that is gone")
+        source.outbox -= 1
+        if source.state is ReplicaState.DRAINING and source.empty:
+            self._stop(source)
+
+    def _start_over(self, position: int) -> None:
+        """Its replica failed: as if it had just come, but its time to first token runs on."""
+        self._columns.first_token_ps[position] = self._columns.started_ps[position] = NOT_YET
+        self._arrive(position)
+
+    # the other events
+
+    def _handle(self, now_ps: int, key: int) -> None:
+        kind, number = key // _KIND * _KIND, key % _KIND
+        if kind == _CONTROL:
+            self._control()
+        elif kind == _SAMPLE:
+            self._sample()
+            heappush(self._events, (now_ps + self._sample_ps, _SAMPLE))
+        elif kind == _TRANSFER:
+            self._kv_arrives(number)
+        elif kind == _FAILURE:
+            self._fail(self._failures[number])
+        elif kind == _REPAIR:
+            self._slots.repair(number)
+        else:
+            hosted = self._hosted[number]
+            if hosted is not None and hosted.state is ReplicaState.STARTING:
+                hosted.state = advance(hosted.state, ReplicaState.READY)
+                self._candidates.clear()
+                self._dispatch_backlog()
 
     def _control(self) -> None:
-        step = self._fleet.step(self._now_ps / PS_PER_S, [self._seen(r) for r in self._replicas.values()])
+        now_s = self._now_ps / PS_PER_S
+        step = self._fleet.step(now_s, [self._seen(hosted) for hosted in self._by_id.values()])
         for action in step.actions:
-            self._decisions.append((self._now_ps / PS_PER_S, action))
+            self._decisions.append((now_s, action))
             match action:
                 case SetReplicas():
                     self._scale(action)
                 case SetFrequency():
-                    if action.replica_id not in self._replicas:
-                        continue  # drained by an action before this one
-                    replica = self._replicas[action.replica_id]
-                    now_ns = self._now_ps // PS_PER_NS
-                    replica.gpu = replica.gpu.locked(self._profile.gpu, now_ns, action.freq_mhz)
+                    self._set_clock(action)
                 case SetGpuBudget():
                     pass
-        self._schedule(max(self._now_ps + 1, round(step.wake_at_s * PS_PER_S)), _Kind.CONTROL)
+        if self._backlog and not self._by_id and self._arrived == len(self._trace):
+            waited_s = (self._now_ps - self._columns.arrival_ps[self._backlog[0]]) / PS_PER_S
+            if waited_s > _STUCK_S:
+                raise RuntimeError(
+                    f"{len(self._backlog)} requests have waited for {waited_s:.0f} s and the fleet runs no replica"
+                )
+        if self._backlog or self._handovers:
+            self._dispatch_backlog()
+        heappush(self._events, (max(self._now_ps + 1, round(step.wake_at_s * PS_PER_S)), _CONTROL))
+
+    def _set_clock(self, action: SetFrequency) -> None:
+        hosted = self._by_id.get(action.replica_id)
+        if hosted is None:
+            return
+        engine = hosted.engine
+        woke_ps = engine.wake_ps
+        engine.set_clock(self._now_ps, action.freq_mhz)
+        if engine.wake_ps != woke_ps:
+            heappush(self._events, (engine.wake_ps, hosted.number))
 
     def _scale(self, action: SetReplicas, warm: bool = False) -> None:
-        mine = [
-            r
-            for r in self._replicas.values()
-            if r.pool == action.pool and r.tp == action.tp and r.state in (ReplicaState.STARTING, ReplicaState.READY)
-        ]
+        counted = (ReplicaState.STARTING, ReplicaState.READY)
+        mine = [h for h in self._by_id.values() if h.pool == action.pool and h.tp == action.tp and h.state in counted]
         for _ in range(action.replicas - len(mine)):
-            if self._gpus_held() + action.tp > self._gpus:
+            if not self._start(action.pool, action.tp, warm):
                 break
-            self._start(action.pool, action.tp, warm)
-        surplus = sorted(mine, key=lambda r: (r.state is ReplicaState.READY, len(r.requests), -r.started_ps))
-        for replica in surplus[: max(0, len(mine) - action.replicas)]:
-            if replica.state is ReplicaState.STARTING or not replica.iterating:
-                self._stop(replica)
+        surplus = sorted(
+            mine,
+            key=lambda h: (h.state is ReplicaState.READY, h.engine.waiting + h.engine.running, -h.engine.born_ps),
+        )
+        for hosted in surplus[: max(0, len(mine) - action.replicas)]:
+            if hosted.state is ReplicaState.STARTING or hosted.empty:
+                self._stop(hosted)
             else:
-                replica.state = advance(replica.state, ReplicaState.DRAINING)
+                hosted.state = advance(hosted.state, ReplicaState.DRAINING)
+                self._candidates.clear()
 
-    def _start(self, pool: PoolName, tp: int, warm: bool) -> None:
-        self._charge_idle()
-        self._born += 1
-        replica_id = ReplicaId(f"{pool}-tp{tp}-{self._born}")
-        now_ns = self._now_ps // PS_PER_NS
-        gpu = GpuState.at_default(self._profile.gpu, now_ns).with_contexts(self._profile.gpu, now_ns, 1)
-        model = ReplicaModel(self._profile.times(tp), self._profile.limits(tp))
+    def _start(self, pool: PoolName, tp: int, warm: bool) -> bool:
+        nodes = self._slots.take(tp)
+        if nodes is None:
+            return False
+        self._charge_idle(self._slots.held - tp)
+        number = len(self._hosted)
+        replica_id = ReplicaId(f"{pool}-tp{tp}-{number + 1}")
+        engine = self._engine(self._tables[tp], self._columns, self._gaps, number, self._now_ps)
         state = ReplicaState.READY if warm else ReplicaState.STARTING
-        replica = _Replica(replica_id, pool, tp, model, gpu, state, self._now_ps)
-        self._replicas[replica_id] = replica
-        self._peak = max(self._peak, len(self._replicas))
-        if not warm:
-            self._reconfigurations += 1
-            self._schedule(self._now_ps + self._startup_ps, _Kind.READY, replica)
-
-    def _stop(self, replica: _Replica) -> None:
-        self._charge_idle()
-        replica.state = advance(replica.state, ReplicaState.STOPPED)
-        now_ns = self._now_ps // PS_PER_NS
-        self._released_energy_j += replica.gpu.advance(self._profile.gpu, now_ns).energy_j * replica.tp
-        self._gpu_seconds += (self._now_ps - replica.started_ps) / PS_PER_S * replica.tp
+        role = Role.COMBINED if self._split is None else self._split.roles[pool]
+        kv_tokens = self._tables[tp].limits.kv_tokens
+        hosted = _Hosted(number, replica_id, pool, tp, role, nodes, engine, state, kv_tokens)
+        self._hosted.append(hosted)
+        self._names.append((pool, replica_id))
+        self._by_id[replica_id] = hosted
+        self._peak = max(self._peak, len(self._by_id))
+        if warm:
+            self._candidates.clear()
+            return True
         self._reconfigurations += 1
-        del self._replicas[replica.replica_id]
+        here = self._slots.holds_weights(nodes)
+        start_s = self._times.weights_here_start_s if here else self._times.cold_start_s
+        heappush(self._events, (self._now_ps + round(start_s * PS_PER_S), _READY + number))
+        return True
+
+    def _stop(self, hosted: _Hosted) -> None:
+        self._charge_idle(self._slots.held)
+        self._slots.give_back(hosted.nodes)
+        hosted.state = advance(hosted.state, ReplicaState.STOPPED)
+        self._released_wps += hosted.engine.energy_wps(self._now_ps)
+        self._held_gpu_ps += (self._now_ps - hosted.engine.born_ps) * hosted.tp
+        self._reconfigurations += 1
+        self._hosted[hosted.number] = None
+        del self._by_id[hosted.replica_id]
+        self._candidates.clear()
+
+    def _fail(self, failure: NodeFailure) -> None:
+        """Everything on the node is gone: its requests start over elsewhere, their time to first token running on."""
+        self._slots.fail(failure.node)
+        heappush(self._events, (self._now_ps + max(1, round(failure.down_s * PS_PER_S)), _REPAIR + failure.node))
+        orphans: list[int] = []
+        for hosted in [h for h in self._by_id.values() if failure.node in h.nodes]:
+            mine = hosted.engine.abandon(self._now_ps)
+            for position in mine:
+                self._fleet.dropped(position, hosted.replica_id)
+            orphans += mine
+            self._stop(hosted)
+        for position in orphans:
+            self._start_over(position)
+
+    def _dispatch_backlog(self) -> None:
+        waiting, self._backlog = self._backlog, []
+        for position in waiting:
+            self._arrive(position)
+        handovers, self._handovers = self._handovers, []
+        for position in handovers:
+            if self._hosted[self._columns.replica[position]] is None:
+                self._start_over(position)
+            else:
+                self._send_kv(position)
 
     # what is seen
 
-    def _candidates(self) -> list[Candidate]:
-        return [
-            candidate_of(self._profile, r.replica_id, r.pool, r.tp)
-            for r in self._replicas.values()
-            if r.state is ReplicaState.READY
-        ]
+    def _tokens(self, position: int) -> tuple[int, int]:
+        return self._inputs[position], self._outputs[position]
 
-    def _seen(self, replica: _Replica) -> tuple[PoolName, ReplicaView]:
-        model = replica.model
-        wait_s = model.oldest_wait_ps(self._now_ps) / PS_PER_S
+    def _ready(self, role: Role) -> tuple[Candidate, ...]:
+        found = self._candidates.get(role)
+        if found is None:
+            found = tuple(
+                candidate_of(self._profile, h.replica_id, h.pool, h.tp)
+                for h in self._by_id.values()
+                if h.state is ReplicaState.READY and h.role is role
+            )
+            self._candidates[role] = found
+        return found
+
+    def _seen(self, hosted: _Hosted) -> tuple[PoolName, ReplicaView]:
+        engine = hosted.engine
+        wait_s = engine.oldest_wait_ps(self._now_ps) / PS_PER_S
         view = ReplicaView(
-            replica.replica_id,
-            replica.tp,
-            replica.gpu.target_mhz,
-            replica.state,
-            model.waiting,
-            model.running,
-            wait_s,
+            hosted.replica_id, hosted.tp, engine.target_mhz, hosted.state, engine.waiting, engine.running, wait_s
         )
-        return replica.pool, view
+        return hosted.pool, view
 
-    def _in_flight(self) -> int:
-        return len(self._backlog) + sum(len(r.requests) for r in self._replicas.values())
+    def _sample(self) -> None:
+        now_ps = self._now_ps
+        self._charge_idle(self._slots.held)
+        metered_wps = self._released_wps + self._idle_wps
+        clock_gpus = 0
+        for hosted in self._by_id.values():
+            engine = hosted.engine
+            metered_wps += engine.energy_wps(now_ps)
+            clock_gpus += hosted.tp * engine.target_mhz
+        if len(self._gaps.spell_ps) + len(self._gaps.late_ps) >= _FOLD_SPELLS:
+            self._fold_gaps()
+        power_w = (metered_wps - self._metered_wps) / self._sample_ps if self._samples else 0.0
+        self._metered_wps = metered_wps
+        held = self._slots.held
+        mean_mhz = clock_gpus / held if held else 0.0
+        self._samples.append(Sample(now_ps / PS_PER_S, power_w, held, len(self._by_id), mean_mhz, self._in_flight))
+        if self._watch is not None and not self._watch(now_ps / PS_PER_S, self._arrived, self._columns):
+            self._stopped = True
 
-    def _gpus_held(self) -> int:
-        return sum(r.tp for r in self._replicas.values())
+    def _fold_gaps(self) -> None:
+        for hosted in self._by_id.values():
+            hosted.engine.close_spans()
+        self._gap_histogram.fold(self._gaps)
+        self._gaps.clear()
 
-    def _cluster_power_w(self) -> float:
-        spec = self._profile.gpu
-        now_ns = self._now_ps // PS_PER_NS
-        held = sum(r.gpu.advance(spec, now_ns).power_w(spec) * r.tp for r in self._replicas.values())
-        return held + (self._gpus - self._gpus_held()) * spec.idle_w
-
-    def _charge_idle(self) -> None:
-        idle = self._gpus - self._gpus_held()
-        self._idle_energy_j += idle * self._profile.gpu.idle_w * (self._now_ps - self._idle_at_ps) / PS_PER_S
+    def _charge_idle(self, held: int) -> None:
+        idle = max(0, self._idle_gpus - held)
+        self._idle_wps += idle * self._profile.gpu.idle_w * (self._now_ps - self._idle_at_ps)
         self._idle_at_ps = self._now_ps
 
-    def _fail_if_stuck(self, arrivals_left: bool) -> None:
-        if not arrivals_left and self._backlog and not any(kind is _Kind.READY for _, kind, _, _ in self._events):
-            raise RuntimeError(f"{len(self._backlog)} requests wait and the fleet runs no replica")
-
-    def _schedule(self, at_ps: int, kind: _Kind, replica: _Replica | None = None) -> None:
-        self._order += 1
-        heapq.heappush(self._events, (at_ps, kind, self._order, replica))
-
     def _outcome(self) -> Simulated:
-        self._charge_idle()
-        now_ns = self._now_ps // PS_PER_NS
-        held_j = sum(r.gpu.advance(self._profile.gpu, now_ns).energy_j * r.tp for r in self._replicas.values())
-        held_s = sum((self._now_ps - r.started_ps) / PS_PER_S * r.tp for r in self._replicas.values())
+        now_ps = self._now_ps
+        self._charge_idle(self._slots.held)
+        energy_wps = self._idle_wps + self._released_wps
+        held_gpu_ps = self._held_gpu_ps
+        for hosted in self._by_id.values():
+            energy_wps += hosted.engine.energy_wps(now_ps)
+            held_gpu_ps += (now_ps - hosted.engine.born_ps) * hosted.tp
+        self._fold_gaps()
         return Simulated(
-            records=tuple(sorted(self._records, key=lambda r: (r.request.arrival_s, r.request.request_id))),
-            lost=len(self._backlog),
-            energy_j=self._idle_energy_j + self._released_energy_j + held_j,
-            ends_s=self._now_ps / PS_PER_S,
-            gpu_hours=(self._gpu_seconds + held_s) / 3600,
+            trace=self._trace,
+            columns=self._columns,
+            replicas=tuple(self._names),
+            gaps=self._gap_histogram,
+            lost=self._lost + len(self._backlog) + len(self._handovers),
+            complete=not self._stopped,
+            energy_j=energy_wps / PS_PER_S,
+            idle_gpu_energy_j=self._idle_wps / PS_PER_S,
+            ends_s=now_ps / PS_PER_S,
+            gpu_hours=held_gpu_ps / PS_PER_S / 3600,
             instances_peak=self._peak,
             reconfigurations=self._reconfigurations,
-            power_w=tuple(self._power),
+            samples=tuple(self._samples),
             decisions=tuple(self._decisions),
         )
 

@@ -1,15 +1,43 @@
-"""Request traces: Azure's CSV format, checked at the edge, and a seeded generator with the published statistics."""
+"""Request traces in the formats people have: Azure's CSV, Mooncake's JSONL, load curves. Checked at the edge: every
+fault names the file, the line and the field."""
 
 import csv
 import io
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime
-from itertools import pairwise
-from random import Random
+import json
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
-from control_plane.domain import REQUEST_TYPES, InputClass, OutputClass, Request, RequestType
+import numpy as np
+from numpy.typing import NDArray
+
+from control_plane.domain import Request
+from control_plane.simulation.synthetic import (
+    CONVERSATION_RPS,
+    CONVERSATION_SHARES,
+    demo_shape,
+    synthetic_conversation,
+    synthetic_trace,
+    total_tokens,
+)
+from control_plane.simulation.trace import Trace
+
+__all__ = [
+    "CONVERSATION_RPS",
+    "CONVERSATION_SHARES",
+    "LengthPercentiles",
+    "TraceError",
+    "azure_trace",
+    "demo_shape",
+    "load_curve_trace",
+    "mooncake_trace",
+    "read_azure",
+    "synthetic_conversation",
+    "synthetic_trace",
+    "total_tokens",
+    "window",
+]
 
 
 class TraceError(ValueError):
@@ -17,47 +45,175 @@ class TraceError(ValueError):
 
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+MOST_TOKENS = 10_000_000
+"""More than any model's context: a count above it is a fault of the file."""
+LONGEST_TRACE_PS = 100 * 86400 * 10**12
+_TICKS_PER_S = 10**7
+_PS_PER_TICK = 10**5
 
 
 def read_azure(text: str, source: str = "trace") -> tuple[Request, ...]:
-    """Requests of an Azure LLM inference trace, arrival times from the first one on, in seconds.
+    """Requests of an Azure LLM inference trace as objects; see ``azure_trace``."""
+    return azure_trace(io.StringIO(text), source).requests()
+
+
+def azure_trace(lines: Iterable[str], source: str = "trace") -> Trace:
+    """An Azure LLM inference trace (2023, 2024), arrival times from the first one on.
 
     Columns TIMESTAMP (ISO, up to seven decimals, an offset allowed), ContextTokens, GeneratedTokens in any order,
     others ignored. Raises TraceError for a missing column, an empty file, unparsable or unsorted times, and token
     counts that are not positive integers.
     """
-    rows = csv.reader(io.StringIO(text.removeprefix("\ufeff")))
-    header = next(rows, None)
-    if not header or not any(header):
+    rows = csv.reader(_without_bom(lines))
+    header = [name.strip() for name in next(rows, [])]
+    if not any(header):
         raise TraceError(f"{source}: the file is empty; expected a header line {','.join(COLUMNS)}")
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise TraceError(f"{source}:1: column {missing[0]} is missing; found {','.join(header)}")
     at, inputs, outputs = (header.index(name) for name in COLUMNS)
-    requests: list[Request] = []
-    first_s = last_s = 0.0
+    columns = _Columns(source)
+    clock = _StampReader()
     for line, row in enumerate(rows, start=2):
         if not row:
             continue
+        where = f"{source}:{line}"
         if len(row) < len(header):
-            raise TraceError(f"{source}:{line}: {len(row)} fields where the header has {len(header)}")
-        time_s = _time_s(row[at], f"{source}:{line}")
-        if not requests:
-            first_s = last_s = time_s
-        if time_s < last_s:
-            raise TraceError(f"{source}:{line}: TIMESTAMP {row[at]} is before the line above; sort the trace by time")
-        last_s = time_s
-        requests.append(
-            Request(
-                f"r{len(requests)}",
-                round(time_s - first_s, 7),
-                _tokens(row[inputs], "ContextTokens", f"{source}:{line}"),
-                _tokens(row[outputs], "GeneratedTokens", f"{source}:{line}"),
-            )
+            raise TraceError(f"{where}: {len(row)} fields where the header has {len(header)}")
+        columns.add(
+            line,
+            clock.ticks(row[at], where) * _PS_PER_TICK,
+            _tokens(row[inputs], "ContextTokens", where),
+            _tokens(row[outputs], "GeneratedTokens", where),
+            f"TIMESTAMP {row[at]}",
         )
-    if not requests:
-        raise TraceError(f"{source}: the trace has a header and no requests")
-    return tuple(requests)
+    return columns.trace()
+
+
+def mooncake_trace(lines: Iterable[str], source: str = "trace") -> Trace:
+    """A Mooncake trace: one JSON object a line with ``timestamp`` in milliseconds, ``input_length`` and
+    ``output_length``; other fields (``hash_ids``) are ignored. Raises TraceError as ``azure_trace`` does."""
+    columns = _Columns(source)
+    for line, text in enumerate(_without_bom(lines), start=1):
+        if not text.strip():
+            continue
+        where = f"{source}:{line}"
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise TraceError(f"{where}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise TraceError(f"{where}: expected an object with timestamp, input_length and output_length")
+        for name in ("timestamp", "input_length", "output_length"):
+            if name not in row:
+                raise TraceError(f"{where}: field {name} is missing; found {','.join(map(str, row))}")
+        stamp_ms = row["timestamp"]
+        if isinstance(stamp_ms, bool) or not isinstance(stamp_ms, int | float) or not 0 <= stamp_ms < 1e13:
+            raise TraceError(f"{where}: timestamp {stamp_ms!r} is not a number of milliseconds from 0 on")
+        columns.add(
+            line,
+            round(stamp_ms * 10**9),
+            _tokens(row["input_length"], "input_length", where),
+            _tokens(row["output_length"], "output_length", where),
+            f"timestamp {stamp_ms}",
+        )
+    return columns.trace()
+
+
+@dataclass(frozen=True, slots=True)
+class LengthPercentiles:
+    """(share, tokens) knots of the input and output lengths, drawn independently and interpolated in between."""
+
+    inputs: Sequence[tuple[float, float]]
+    outputs: Sequence[tuple[float, float]]
+
+    def __post_init__(self) -> None:
+        for name, knots in (("input", self.inputs), ("output", self.outputs)):
+            shares, tokens = [share for share, _ in knots], [count for _, count in knots]
+            if len(knots) < 2 or shares[0] != 0 or shares[-1] != 1 or shares != sorted(set(shares)):
+                raise ValueError(f"{name} percentiles must rise from share 0 to share 1, got {shares}")
+            if tokens[0] < 1 or tokens != sorted(tokens):
+                raise ValueError(f"{name} percentiles must be at least 1 token and not fall, got {tokens}")
+
+    def draw(self, random: np.random.Generator, count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        drawn = []
+        for knots in (self.inputs, self.outputs):
+            shares, tokens = (np.array(column, float) for column in zip(*knots, strict=True))
+            drawn.append(np.interp(random.random(count), shares, tokens).astype(np.int32))
+        return drawn[0], drawn[1]
+
+
+WEEK_2024 = {
+    "conv": LengthPercentiles(
+        ((0, 1), (0.5, 928), (0.9, 3830), (0.99, 6683), (1, 8000)),
+        ((0, 1), (0.5, 41), (0.9, 342), (0.99, 694), (1, 1500)),
+    ),
+    "code": LengthPercentiles(
+        ((0, 1), (0.5, 1930), (0.9, 6251), (0.99, 7685), (1, 8000)),
+        ((0, 1), (0.5, 8), (0.9, 43), (0.99, 271), (1, 1500)),
+    ),
+}
+"""Azure 2024 weeks: published p50, p90 and p99; the ends are ours."""
+
+RPM_COLUMNS = ("time_utc", "rpm_mid")
+
+
+def load_curve_trace(
+    lines: Iterable[str], lengths: LengthPercentiles, scale: float = 1.0, seed: int = 0, source: str = "trace"
+) -> Trace:
+    """Requests that follow a load curve: CSV with time_utc and rpm_mid (requests per minute) at ascending times.
+
+    Poisson arrivals at ``scale`` times the curve, linear between its points and level before the first; lengths are
+    drawn from percentiles. The same seed gives the same trace.
+    """
+    rows = csv.reader(_without_bom(lines))
+    header = [name.strip() for name in next(rows, [])]
+    missing = [name for name in RPM_COLUMNS if name not in header]
+    if missing:
+        raise TraceError(f"{source}:1: column {missing[0]} is missing; found {','.join(header) or 'nothing'}")
+    at, rpm = (header.index(name) for name in RPM_COLUMNS)
+    times_s: list[float] = []
+    rates: list[float] = []
+    clock = _StampReader()
+    for line, row in enumerate(rows, start=2):
+        if not row:
+            continue
+        where = f"{source}:{line}"
+        if len(row) < len(header):
+            raise TraceError(f"{where}: {len(row)} fields where the header has {len(header)}")
+        times_s.append(clock.ticks(row[at], where, "time_utc") / _TICKS_PER_S)
+        if len(times_s) > 1 and times_s[-1] <= times_s[-2]:
+            raise TraceError(f"{where}: time_utc {row[at]} is not after the line above")
+        try:
+            rates.append(float(row[rpm]) / 60.0)
+        except ValueError:
+            raise TraceError(f"{where}: rpm_mid {row[rpm]!r} is not a number") from None
+        if not 0 <= rates[-1] < 1e9:
+            raise TraceError(f"{where}: rpm_mid {row[rpm]} must be a finite number from 0 on")
+    if len(times_s) < 2:
+        raise TraceError(f"{source}: a load curve needs at least two points, found {len(times_s)}")
+    return _along_curve(np.array(times_s) - times_s[0], np.array(rates) * scale, lengths, seed)
+
+
+def _along_curve(
+    times_s: NDArray[np.float64], rates: NDArray[np.float64], lengths: LengthPercentiles, seed: int
+) -> Trace:
+    random = np.random.default_rng(seed)
+    expected = np.concatenate(([0.0], np.cumsum((rates[1:] + rates[:-1]) / 2 * np.diff(times_s))))
+    count = int(random.poisson(expected[-1]))
+    if count == 0:
+        raise TraceError(f"a load curve of {expected[-1]:.2f} requests brought none; raise --scale")
+    # Given their number, Poisson arrivals are independent draws from the curve; sorted uniforms, then its inverse.
+    marks = np.sort(random.random(count)) * expected[-1]
+    piece = np.clip(np.searchsorted(expected, marks, side="right") - 1, 0, len(times_s) - 2)
+    rest = marks - expected[piece]
+    width, start = np.diff(times_s)[piece], rates[piece]
+    slope = (rates[piece + 1] - start) / width
+    root = np.sqrt(np.maximum(0.0, start**2 + 2 * slope * rest))
+    arrival_s = times_s[piece] + np.minimum(width, 2 * rest / np.maximum(start + root, 1e-300))
+    del marks, piece, rest, width, start, slope, root
+    inputs, outputs = lengths.draw(random, count)
+    return Trace.at(np.maximum.accumulate(arrival_s), inputs, outputs)
 
 
 def window(requests: Sequence[Request], from_s: float, duration_s: float) -> tuple[Request, ...]:
@@ -66,107 +222,82 @@ def window(requests: Sequence[Request], from_s: float, duration_s: float) -> tup
     return tuple(replace(r, arrival_s=r.arrival_s - from_s) for r in chosen)
 
 
-def _time_s(text: str, where: str) -> float:
-    stamp = text.strip()
-    # Seven decimals are Azure's; the standard library reads six.
-    whole, dot, rest = stamp.partition(".")
-    digits = len(rest) - len(rest.lstrip("0123456789"))
-    shortened = f"{whole}{dot}{rest[: min(6, digits)]}{rest[digits:]}" if dot else stamp
-    try:
-        time = datetime.fromisoformat(shortened)
-    except ValueError:
-        raise TraceError(
-            f"{where}: TIMESTAMP {text!r} is not a time; expected like 2023-11-16 18:15:46.6805900"
-        ) from None
-    if time.tzinfo is None:
-        seconds = (time - datetime(1970, 1, 1)).total_seconds()  # noqa: DTZ001 - naive minus naive
-    else:
-        seconds = time.timestamp()
-    lost = rest[6:digits]
-    return seconds + (int(lost) * 10.0 ** -(6 + len(lost)) if lost else 0.0)
+class _Columns:
+    """Growing columns of a trace that is read; times must not fall."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._times, self._inputs, self._outputs = array("q"), array("i"), array("i")
+        self._first_ps = 0
+
+    def add(self, line: int, at_ps: int, input_tokens: int, output_tokens: int, field: str) -> None:
+        if not self._times:
+            self._first_ps = at_ps
+        elif at_ps - self._first_ps < self._times[-1]:
+            raise TraceError(f"{self._source}:{line}: {field} is before the line above; sort the trace by time")
+        if at_ps - self._first_ps > LONGEST_TRACE_PS:
+            raise TraceError(f"{self._source}:{line}: {field} is more than 100 days after the first request")
+        self._times.append(at_ps - self._first_ps)
+        self._inputs.append(input_tokens)
+        self._outputs.append(output_tokens)
+
+    def trace(self) -> Trace:
+        if not self._times:
+            raise TraceError(f"{self._source}: the trace has a header and no requests")
+        times = np.frombuffer(self._times, np.int64)
+        inputs, outputs = np.frombuffer(self._inputs, np.int32), np.frombuffer(self._outputs, np.int32)
+        return Trace(times, inputs, outputs)
 
 
-def _tokens(text: str, column: str, where: str) -> int:
+class _StampReader:
+    """Timestamps in ticks of 100 ns, exactly: Azure writes seven decimals, the standard library reads six."""
+
+    def __init__(self) -> None:
+        self._minute, self._minute_ticks = "", 0
+
+    def ticks(self, text: str, where: str, field: str = "TIMESTAMP") -> int:
+        # Almost every line shares its minute with the one above; the seconds are then all there is to read.
+        if text[:17] == self._minute and text[17:19].isdigit() and (text[19:] == "" or text[19] == "."):
+            decimals = text[20:]
+            if len(text) == 19 or (decimals.isdigit() and decimals.isascii()):
+                seconds = int(text[17:19])
+                if seconds < 60:
+                    return self._minute_ticks + seconds * _TICKS_PER_S + int(decimals[:7].ljust(7, "0"))
+        return self._slow(text, where, field)
+
+    def _slow(self, text: str, where: str, field: str) -> int:
+        stamp = text.strip()
+        whole, dot, rest = stamp.partition(".")
+        digits = len(rest) - len(rest.lstrip("0123456789"))
+        try:
+            time = datetime.fromisoformat(f"{whole}{rest[digits:]}" if dot else stamp)
+        except ValueError:
+            raise TraceError(
+                f"{where}: {field} {text!r} is not a time; expected like 2023-11-16 18:15:46.6805900"
+            ) from None
+        if time.tzinfo is None:
+            time = time.replace(tzinfo=UTC)
+        ticks = round((time - _EPOCH).total_seconds()) * _TICKS_PER_S
+        if time.tzinfo is UTC and len(whole) == 19:
+            self._minute, self._minute_ticks = text[:17], ticks - int(whole[17:19]) * _TICKS_PER_S
+        return ticks + (int(rest[: min(7, digits)].ljust(7, "0")) if dot and digits else 0)
+
+
+def _without_bom(lines: Iterable[str]) -> Iterable[str]:
+    for number, line in enumerate(lines):
+        yield line.removeprefix("\ufeff") if number == 0 else line
+
+
+def _tokens(value: object, column: str, where: str) -> int:
     try:
-        count = int(text)
+        count = int(value) if isinstance(value, str) else value
     except ValueError:
-        raise TraceError(f"{where}: {column} {text!r} is not an integer") from None
-    if count < 1:
-        raise TraceError(f"{where}: {column} {count} must be at least 1")
+        count = None
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TraceError(f"{where}: {column} {value!r} is not an integer")
+    if not 1 <= count <= MOST_TOKENS:
+        raise TraceError(f"{where}: {column} {count} must be at least 1 and at most {MOST_TOKENS}")
     return count
 
 
-# The seeded generator.
-
-CONVERSATION_RPS = 5.53
-CONVERSATION_SHARES: Mapping[str, float] = {
-    "SS": 3.6, "SM": 9.8, "SL": 0.05,
-    "MS": 19.0, "MM": 10.4, "ML": 7.7,
-    "LS": 15.1, "LM": 8.8, "LL": 25.6,
-}  # fmt: skip
-"""Percent of requests by type, mean rate: Azure 2023 conversation hour."""
-
-_INPUT_QUANTILES = ((0.0, 10), (0.134, 256), (0.505, 1024), (0.9, 2734), (0.99, 4142), (1.0, 6800))
-_OUTPUT_QUANTILES = ((0.0, 8), (0.377, 100), (0.5, 129), (0.667, 350), (0.9, 424), (0.99, 601), (1.0, 1000))
-"""Published percentiles, with the class borders at the shares above."""
-
-
-def synthetic_conversation(
-    duration_s: float, seed: int = 0, scale: float = 1.0, shape: Callable[[float], float] = lambda _: 1.0
-) -> tuple[Request, ...]:
-    """Requests like the Azure 2023 conversation hour: its type mix, length percentiles and rate, Poisson arrivals
-    (its coefficient of variation is 1.09). ``shape(share of the duration)`` modulates the rate around its mean."""
-    if duration_s <= 0 or scale <= 0:
-        raise ValueError(f"duration_s and scale must be positive, got {duration_s} and {scale}")
-    random = Random(seed)
-    weights = [CONVERSATION_SHARES[str(t)] for t in REQUEST_TYPES]
-    peak = max(shape(step / 200) for step in range(201))
-    requests: list[Request] = []
-    now_s = 0.0
-    while True:
-        now_s += random.expovariate(CONVERSATION_RPS * scale * peak)
-        if now_s >= duration_s:
-            return tuple(requests)
-        if random.random() * peak > shape(now_s / duration_s):
-            continue
-        kind = random.choices(REQUEST_TYPES, weights)[0]
-        requests.append(Request(f"r{len(requests)}", now_s, _input_tokens(random, kind), _output_tokens(random, kind)))
-
-
-def demo_shape(share: float) -> float:
-    """A working day in two minutes: quiet, a ramp, a peak 3.75 times the quiet hours, quiet again; mean about 0.8.
-    (The Azure 2024 week has 2:1 in conversation and 10:1 in code.)"""
-    points = ((0.0, 0.4), (0.2, 0.4), (0.4, 1.5), (0.65, 1.5), (0.8, 0.5), (1.0, 0.4))
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if share <= x1:
-            return y0 + (y1 - y0) * (share - x0) / (x1 - x0)
-    return points[-1][1]
-
-
-def _input_tokens(random: Random, kind: RequestType) -> int:
-    borders = {
-        InputClass.SHORT: (0.0, 0.134),
-        InputClass.MEDIUM: (0.134, 0.505),
-        InputClass.LONG: (0.505, 1.0),
-    }
-    return _at_quantile(_INPUT_QUANTILES, random.uniform(*borders[kind.input]))
-
-
-def _output_tokens(random: Random, kind: RequestType) -> int:
-    borders = {
-        OutputClass.SHORT: (0.0, 0.377),
-        OutputClass.MEDIUM: (0.377, 0.667),
-        OutputClass.LONG: (0.667, 1.0),
-    }
-    return _at_quantile(_OUTPUT_QUANTILES, random.uniform(*borders[kind.output]))
-
-
-def _at_quantile(knots: Sequence[tuple[float, int]], quantile: float) -> int:
-    upper = min(bisect_right([q for q, _ in knots], quantile), len(knots) - 1)
-    (q0, v0), (q1, v1) = knots[upper - 1], knots[upper]
-    value = v0 + (v1 - v0) * (quantile - q0) / (q1 - q0)
-    return max(1, min(int(value), v1 - 1))
-
-
-def total_tokens(requests: Iterable[Request]) -> int:
-    return sum(r.input_tokens + r.output_tokens for r in requests)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

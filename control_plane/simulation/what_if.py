@@ -8,27 +8,32 @@ from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.serving.fleet import ServingFleet, load_of
 from control_plane.settings import Settings
 from control_plane.simulation.serving_cluster import Simulated, SimulatedCluster
+from control_plane.simulation.trace import Trace
+
+EXPECTED_OUTPUT_TOKENS = 200
+"""What the hint for a warm start assumes: lengths of answers are not known yet."""
+
+
+def wattray_fleet(trace: Trace, settings: Settings, profile: MachineProfile, gpus: int) -> ServingFleet:
+    """wattray's policies, started warm for the load of the trace's first minute, as `wattray up` with that hint."""
+    first = trace.between(0.0, 60.0)
+    pairs = [(tokens, EXPECTED_OUTPUT_TOKENS) for tokens in first.input_tokens.tolist()]
+    hint = load_of(pairs, 60.0) if pairs else None
+    return ServingFleet(settings, profile, gpus, profile.gpu.idle_w, profile.gpu.context_w, hint)
 
 
 def simulate_wattray(
-    trace: Sequence[Request], settings: Settings, profile: MachineProfile, until_s: float | None = None
+    requests: Trace | Sequence[Request], settings: Settings, profile: MachineProfile, until_s: float | None = None
 ) -> Simulated:
-    """wattray on a trace: started warm for the load of its first minute, as `wattray up` with that hint is."""
-    first = [r for r in trace if r.arrival_s < 60.0]
-    fleet = ServingFleet(
-        settings,
-        profile,
-        settings.gpu.count,
-        profile.gpu.idle_w,
-        profile.gpu.context_w,
-        load_of([(r.input_tokens, 200) for r in first], 60.0) if first else None,
-    )
+    """wattray on a trace and on all the GPUs of the settings, idle ones billed."""
+    trace = requests if isinstance(requests, Trace) else Trace.of(requests)
+    fleet = wattray_fleet(trace, settings, profile, settings.gpu.count)
     startup_s = 0.0 if settings.serve.warm_start else settings.sharding.startup_s
     return SimulatedCluster(profile, settings.gpu.count, fleet, startup_s).run(trace, until_s)
 
 
 def simulate_single_pool(
-    trace: Sequence[Request],
+    requests: Trace | Sequence[Request],
     profile: MachineProfile,
     gpus: int,
     slo: Slo,
@@ -37,6 +42,7 @@ def simulate_single_pool(
 ) -> tuple[int, Simulated]:
     """The fewest TP8 replicas at full clock that hold the SLO for ``attainment`` of this very trace, and their run.
     Where even the whole cluster does not, the whole cluster."""
+    trace = requests if isinstance(requests, Trace) else Trace.of(requests)
     tp = max(profile.tps)
     most = gpus // tp
     if most < 1:

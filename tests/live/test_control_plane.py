@@ -12,6 +12,7 @@ import ray
 from tests_support import ROOT
 
 from actors import metrics, runtime
+from control_plane.settings import parse_settings
 from control_plane.simulation.traces import synthetic_conversation
 from serve_apps.naming import pool_app
 from wattray import lifecycle
@@ -193,3 +194,40 @@ def test_one_application_per_pool_and_tensor_parallelism(live) -> None:
     names = set(serve.status().applications)
     assert "router" in names
     assert names - {"router"} <= {pool_app(pool.pool, tp) for pool in live.settings.pools for tp in (2, 4, 8)}
+
+
+def test_a_cluster_without_the_needed_gpus_is_refused_with_both_numbers(live) -> None:
+    wanting = parse_settings({"gpu": {"count": 64}})
+    with pytest.raises(WattrayError, match=r"gpu\.count: 64 GPUs are needed and this Ray cluster has 32"):
+        lifecycle._check_cluster(wanting)
+
+
+def test_a_ray_that_has_a_control_plane_takes_no_second_one(live) -> None:
+    with pytest.raises(WattrayError, match="has a wattray control plane already"):
+        lifecycle._check_cluster(live.settings)
+
+
+def test_a_dying_replica_fails_only_the_answers_it_had_begun(live) -> None:
+    """Requests without a first token go to another replica; begun streams end with a typed error; Serve replaces it."""
+    trace = synthetic_conversation(15.0, seed=5, scale=0.4)
+
+    async def kill_a_replica() -> str:
+        await asyncio.sleep(5.0)
+        names = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)]
+        victim = next(name for name in names if name.startswith("SERVE_REPLICA::short-medium"))
+        ray.kill(ray.get_actor(victim, namespace="serve"))
+        return victim
+
+    async def both() -> list[Sent]:
+        killing = asyncio.create_task(kill_a_replica())
+        sent = await replay(live.url, live.settings.serve.model_name, trace)
+        await killing
+        return sent
+
+    sent = asyncio.run(both())
+    errors = [result.error for result in sent if result.error is not None]
+    assert len(errors) < len(sent) / 2
+    assert all("failed in the middle of the answer" in error for error in errors)
+    late = [result for result in sent if result.request.arrival_s > 6.0]
+    assert late
+    assert all(result.error is None for result in late)

@@ -13,8 +13,9 @@ h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;margin:32px 0 8px}p.note{colo
 .score{display:flex;flex-wrap:wrap;gap:12px;margin:20px 0}
 .card{background:#fff;border:1px solid #e2e8ee;border-radius:10px;padding:12px 18px;min-width:150px}
 .card b{display:block;font-size:24px}.card span{color:#5c6b7a;font-size:13px}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(520px,1fr));gap:14px}
-.plots>div{background:#fff;border:1px solid #e2e8ee;border-radius:10px;padding:6px}
+.plots{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:14px}
+@media(max-width:900px){.plots{grid-template-columns:minmax(0,1fr)}}
+.plots>div{overflow:hidden;background:#fff;border:1px solid #e2e8ee;border-radius:10px;padding:6px}
 table{border-collapse:collapse;width:100%;background:#fff;font-size:13px}
 td,th{border:1px solid #e2e8ee;padding:4px 8px;text-align:left}
 """
@@ -46,7 +47,9 @@ def write_page(path: Path, title: str, note: str, cards: Sequence[Card], section
     for section in sections:
         body.append(f"<h2>{escape(section.title)}</h2><p class=note>{escape(section.note)}</p><div class=plots>")
         for figure in section.figures:
-            plot = figure.to_html(full_html=False, include_plotlyjs=script, config={"displaylogo": False})
+            plot = figure.to_html(
+                full_html=False, include_plotlyjs=script, config={"displayModeBar": False, "responsive": True}
+            )
             body.append(f"<div>{plot}</div>")
             script = False
         body.append(f"</div>{section.html}")

@@ -107,8 +107,7 @@ def ttft_figure(sent: Sequence[Sent], slo: Slo) -> go.Figure:
             name=names[input_class],
             marker={"color": colour, "size": 6, "opacity": 0.7},
         )
-        limit_ms = slo.ttft_s(input_class) * 1000
-        figure.add_hline(y=limit_ms, line={"color": colour, "dash": "dash"}, annotation_text=f"{limit_ms:.0f} ms")
+        _limit(figure, sent, slo.ttft_s(input_class) * 1000, colour)
     figure.update_yaxes(type="log")
     return _dressed(figure, "Time to first token by the client's clock, and its limits", "ms", zero=False)
 
@@ -123,9 +122,17 @@ def tbt_figure(sent: Sequence[Sent], slo: Slo) -> go.Figure:
         name="mean time between tokens",
         marker={"color": GREEN, "size": 6, "opacity": 0.7},
     )
-    limit_ms = slo.tbt_s * 1000
-    figure.add_hline(y=limit_ms, line={"color": RED, "dash": "dash"}, annotation_text=f"{limit_ms:.0f} ms")
+    _limit(figure, sent, slo.tbt_s * 1000, RED)
     return _dressed(figure, "Mean time between tokens by the client's clock", "ms", zero=True)
+
+
+def _limit(figure: go.Figure, sent: Sequence[Sent], limit_ms: float, colour: str) -> None:
+    """A dashed line across the replay. (A plotly shape would misplace its label on a logarithmic axis.)"""
+    last_s = max((s.sent_s for s in sent), default=1.0)
+    name = f"limit {limit_ms:.0f} ms"
+    figure.add_scatter(
+        x=[0, last_s], y=[limit_ms, limit_ms], mode="lines", name=name, line={"color": colour, "dash": "dash"}
+    )
 
 
 def decisions_table(decisions: Sequence[Decision], began_s: float) -> str:

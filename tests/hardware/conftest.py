@@ -1,0 +1,40 @@
+"""The benchmark scripts that tests use, as fixtures: nothing can import them by name."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_module(path: Path) -> ModuleType:
+    """A Python file as a module, by its path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def poisson() -> ModuleType:
+    return load_module(ROOT / "benchmarks" / "profiles" / "poisson_replica.py")
+
+
+@pytest.fixture(scope="session")
+def fit() -> ModuleType:
+    return load_module(ROOT / "benchmarks" / "profiles" / "fit.py")
+
+
+@pytest.fixture(scope="session")
+def measurements() -> Path:
+    """The measured data; tests that need it are skipped where it is absent."""
+    folder = ROOT.parent / "shared" / "data" / "profiles"
+    if not folder.is_dir():
+        pytest.skip("the shared data folder is not here")
+    return folder

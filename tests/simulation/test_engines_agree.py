@@ -1,0 +1,164 @@
+"""The fast engine equals the oracle: every completion time, routing choice and clock change."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from control_plane.actions import Action, SetFrequency, SetReplicas, Step
+from control_plane.baselines.single_pool import SinglePool
+from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView
+from control_plane.hardware.coalesced_replica import CoalescedReplica
+from control_plane.hardware.energy_profile import RooflineProfile
+from control_plane.hardware.replica_model import ReplicaLimits
+from control_plane.hardware.shape_tables import ShapeTables
+from control_plane.serving.routing import Candidate
+from control_plane.settings import Settings
+from control_plane.simulation.fleet import Role
+from control_plane.simulation.outcome import Simulated
+from control_plane.simulation.serving_cluster import ClusterTimes, NodeFailure, SimulatedCluster
+from control_plane.simulation.stepped_replica import SteppedReplica
+from control_plane.simulation.trace import Trace
+from control_plane.simulation.traces import read_azure, synthetic_conversation, window
+from control_plane.simulation.what_if import wattray_fleet
+
+PROFILE = RooflineProfile()
+
+
+def assert_same(fast: Simulated, slow: Simulated) -> None:
+    for column in ("started_ps", "first_token_ps", "finished_ps", "replica"):
+        assert getattr(fast.columns, column) == getattr(slow.columns, column), column
+    assert fast.decisions == slow.decisions
+    assert fast.replicas == slow.replicas
+    assert (fast.lost, fast.ends_s, fast.instances_peak) == (slow.lost, slow.ends_s, slow.instances_peak)
+    assert fast.energy_j == pytest.approx(slow.energy_j, rel=1e-11)
+    np.testing.assert_allclose(fast.columns.energy_wps, slow.columns.energy_wps, rtol=1e-9)
+    np.testing.assert_allclose([s.power_w for s in fast.samples], [s.power_w for s in slow.samples], rtol=1e-7)
+    assert [(s.gpus, s.in_flight) for s in fast.samples] == [(s.gpus, s.in_flight) for s in slow.samples]
+
+
+class ErraticFleet:
+    """Routes, scales and changes clocks at random, but by seed: what any policy might do."""
+
+    def __init__(self, random: Random, replicas: int, tps: Sequence[int], split: bool) -> None:
+        self._random, self._replicas, self._tps = random, replicas, tps
+        self._pools = (PoolName("p"), PoolName("d")) if split else (PoolName("p"),)
+        self.log: list[tuple[str, Hashable, ReplicaId]] = []
+
+    def first_replicas(self) -> Sequence[SetReplicas]:
+        return [SetReplicas(pool, self._tps[0], self._replicas, "") for pool in self._pools]
+
+    def route(
+        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
+    ) -> tuple[PoolName, ReplicaId] | None:
+        if not candidates or self._random.random() < 0.02:
+            return None
+        chosen = self._random.choice(candidates)
+        self.log.append(("route", request_id, chosen.replica_id))
+        return chosen.pool, chosen.replica_id
+
+    def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
+        self.log.append(("first", request_id, replica_id))
+
+    def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
+        self.log.append(("ended", request_id, replica_id))
+
+    def dropped(self, request_id: Hashable, replica_id: ReplicaId) -> None:
+        self.log.append(("dropped", request_id, replica_id))
+
+    def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step:
+        actions: list[Action] = []
+        for _, view in replicas:
+            self.log.append(("seen", (view.waiting, view.running, view.oldest_wait_s), view.replica_id))
+            if view.state is ReplicaState.READY and self._random.random() < 0.7:
+                freq_mhz = self._random.choice(PROFILE.gpu.freqs_mhz[::9])
+                actions.append(SetFrequency(view.replica_id, freq_mhz, ""))
+        if self._random.random() < 0.2:
+            pool, tp = self._random.choice(self._pools), self._random.choice(self._tps)
+            at_least = 1 if tp == self._tps[0] else 0
+            actions.append(SetReplicas(pool, tp, self._random.randint(at_least, self._replicas + 1), ""))
+        return Step(tuple(actions), now_s + self._random.choice([0.003, 0.2, 0.4, 1.0]))
+
+
+class ErraticSplitFleet(ErraticFleet):
+    """The same with prefill and decode apart."""
+
+    @property
+    def roles(self) -> Mapping[PoolName, Role]:
+        return {PoolName("p"): Role.PREFILL, PoolName("d"): Role.DECODE}
+
+    def route_decode(
+        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
+    ) -> ReplicaId | None:
+        if not candidates:
+            return None
+        chosen = self._random.choice(candidates).replica_id
+        self.log.append(("decode", request_id, chosen))
+        return chosen
+
+
+def fuzzed(seed: int, engine: type[CoalescedReplica] | type[SteppedReplica]) -> tuple[Simulated, ErraticFleet]:
+    random = Random(seed)
+    count = random.randint(1, 60)
+    most_input, most_output = random.choice([(20, 6), (300, 60), (3000, 120)])
+    grid_ps = random.choice([1, 10**9, 10**11, 3 * 10**11])
+    arrivals = sorted(random.randint(0, 5 * 10**12) // grid_ps * grid_ps for _ in range(count))
+    trace = Trace(
+        np.array(arrivals, np.int64),
+        np.array([random.randint(1, most_input) for _ in arrivals], np.int32),
+        np.array([random.randint(1, most_output) for _ in arrivals], np.int32),
+    )
+    room = int((most_input + most_output) * random.choice([1, 1.3, 2.5, 50]))
+    limits = ReplicaLimits(room, random.choice([1, 2, 5, 256]), random.choice([16, 128, 2048]))
+    tps = random.sample([2, 4, 8], random.randint(1, 3))
+    tables = {tp: ShapeTables(PROFILE.times(tp), limits, PROFILE.gpu, tp) for tp in PROFILE.tps}
+    split = random.random() < 0.3
+    failures = [
+        NodeFailure(random.uniform(0, 6), random.randint(0, 2), random.uniform(0.01, 3))
+        for _ in range(random.choice([0, 0, 1, 3]))
+    ]
+    kind = ErraticSplitFleet if split else ErraticFleet
+    fleet = kind(Random(seed + 1), random.randint(1, 3), tps, split)
+    times = ClusterTimes(random.choice([0.0, 0.01, 2.0]), 0.005)
+    gpus = random.choice([None, 48])
+    cluster = SimulatedCluster(
+        PROFILE, gpus, fleet, sample_s=0.7, times=times, failures=failures, engine=engine, tables=tables
+    )
+    return cluster.run(trace), fleet
+
+
+@pytest.mark.parametrize("block", range(20))
+def test_500_fuzzed_cases_agree(block: int) -> None:
+    for seed in range(block * 25, block * 25 + 25):
+        fast, fast_fleet = fuzzed(seed, CoalescedReplica)
+        slow, slow_fleet = fuzzed(seed, SteppedReplica)
+        assert fast_fleet.log == slow_fleet.log, f"seed {seed}"
+        assert_same(fast, slow)
+
+
+def run_both(trace: Trace, gpus: int) -> None:
+    settings = Settings()
+    for make in (lambda: SinglePool(2), lambda: wattray_fleet(trace, settings, PROFILE, gpus)):
+        fast = SimulatedCluster(PROFILE, gpus, make(), 5.0).run(trace)
+        slow = SimulatedCluster(PROFILE, gpus, make(), 5.0, engine=SteppedReplica).run(trace)
+        assert_same(fast, slow)
+        for share in (0.5, 0.99):
+            assert fast.gaps.percentile_s(share) == pytest.approx(slow.gaps.percentile_s(share), rel=0.01)
+
+
+def test_policies_on_a_synthetic_trace_agree() -> None:
+    run_both(Trace.of(synthetic_conversation(60, seed=3)), 32)
+
+
+@pytest.mark.parametrize("name", ["azure2023_conv", "azure2023_code"])
+def test_policies_on_five_minutes_of_a_real_trace_agree(data: Path, name: str) -> None:
+    requests = read_azure((data / "traces" / f"{name}.csv").read_text())
+    run_both(Trace.of(window(requests, 600, 300)), 32)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["azure2023_conv", "azure2023_code"])
+def test_policies_on_a_whole_real_trace_agree(data: Path, name: str) -> None:
+    run_both(Trace.of(read_azure((data / "traces" / f"{name}.csv").read_text())), 64)

@@ -1,0 +1,117 @@
+"""Policies side by side as one HTML page: load, GPUs, clocks, power and SLO over time."""
+
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from control_plane.domain import Slo
+from control_plane.simulation.comparison import Answer, Question
+from control_plane.simulation.outcome import Sample, Simulated
+from control_plane.simulation.policies import SINGLE_POOL
+from wattray.report.page import Card, Section, write_page
+
+BINS = 240
+"""Points of a curve over the whole trace."""
+
+Floats = NDArray[np.float64]
+
+
+def write_report(path: Path, answer: Answer, question: Question) -> None:
+    """One page, readable without a network."""
+    trace = question.trace
+    edges = np.linspace(0.0, max(trace.duration_s, 1.0), BINS + 1)
+    hours = (edges[1:] + edges[:-1]) / 7200
+    baseline_j = answer.scores[SINGLE_POOL].energy_j
+    cards = [
+        Card(f"{answer.saved_ratio(name):.1%}", f"energy saved by {name}; SLO held {score.slo_attainment:.2%}")
+        for name, score in answer.scores.items()
+        if name != SINGLE_POOL
+    ]
+    cards.append(Card(f"{baseline_j / 3.6e6:,.2f} kWh", f"{SINGLE_POOL}: {answer.single_pool.replicas} replicas"))
+    cards.append(Card(f"{1 - answer.bound.energy_j / baseline_j:.1%}", "saved at most by any policy (bound)"))
+    over_time = Section(
+        "Over time",
+        "Load and SLO by time of arrival; GPUs, clocks and power as sampled.",
+        [
+            _load_figure(hours, edges, question),
+            _sampled("GPUs held", answer, lambda sample: float(sample.gpus)),
+            _sampled("Mean clock of held GPUs, MHz", answer, lambda sample: sample.mean_freq_mhz),
+            _sampled("Power, kW", answer, lambda sample: sample.power_w / 1000),
+            _slo_figure(hours, edges, answer, question.settings.slo.slo()),
+            _sampled("Requests in flight", answer, lambda sample: float(sample.in_flight)),
+        ],
+    )
+    side_by_side = Section("Policies side by side", "Energy, and the bound.", [_energy_figure(answer)])
+    by_class = Section("By request type", "Times in ms, energy in joules.", html=_class_table(answer))
+    title = f"{len(trace):,} requests in {trace.duration_s / 3600:.2f} h on {question.profile.name}"
+    note = f"GPUs that nobody holds: {question.idle.value}."
+    write_page(path, f"Simulation: {title}", note, cards, [over_time, side_by_side, by_class])
+
+
+def _load_figure(hours: Floats, edges: Floats, question: Question) -> go.Figure:
+    arrival_s = question.trace.arrival_ps / 1e12
+    counts, _ = np.histogram(arrival_s, edges)
+    tokens, _ = np.histogram(arrival_s, edges, weights=question.trace.input_tokens)
+    width_s = edges[1] - edges[0]
+    figure = _figure("Load")
+    figure.add_scatter(x=hours, y=counts / width_s, name="requests per s")
+    figure.add_scatter(x=hours, y=tokens / width_s / 1000, name="thousand input tokens per s")
+    return figure
+
+
+def _sampled(title: str, answer: Answer, value: Callable[[Sample], float]) -> go.Figure:
+    figure = _figure(title)
+    for name, outcome in answer.outcomes.items():
+        samples = outcome.samples[1 :: max(1, len(outcome.samples) // 1500)]
+        figure.add_scatter(x=[s.at_s / 3600 for s in samples], y=[value(s) for s in samples], name=name)
+    return figure
+
+
+def _slo_figure(hours: Floats, edges: Floats, answer: Answer, slo: Slo) -> go.Figure:
+    figure = _figure("Share of requests within their SLO")
+    for name, outcome in answer.outcomes.items():
+        figure.add_scatter(x=hours, y=_held(outcome, edges, slo), name=name)
+    figure.add_hline(y=0.99, line_dash="dot", line_width=1)
+    return figure
+
+
+def _held(outcome: Simulated, edges: Floats, slo: Slo) -> Floats:
+    arrival_s = outcome.trace.arrival_ps / 1e12
+    counts, _ = np.histogram(arrival_s, edges)
+    held, _ = np.histogram(arrival_s, edges, weights=outcome.met(slo).astype(float))
+    share: Floats = np.divide(held, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+    return share
+
+
+def _energy_figure(answer: Answer) -> go.Figure:
+    names = [*answer.scores, "bound"]
+    energies = [*(score.energy_j / 3.6e6 for score in answer.scores.values()), answer.bound.energy_j / 3.6e6]
+    figure = _figure("Energy, kWh")
+    figure.add_bar(x=names, y=energies)
+    figure.update_xaxes(title_text="")
+    return figure
+
+
+def _class_table(answer: Answer) -> str:
+    head = ("policy", "type", "requests", "SLO held", "TTFT p50", "TTFT p99", "queue p99", "TBT p99")
+    head += ("J / request", "J / token")
+    rows = []
+    for name, score in answer.scores.items():
+        for kind, line in score.by_class.items():
+            gap = "" if line.tbt_p99_s is None else f"{line.tbt_p99_s * 1000:,.0f}"
+            times = [f"{t * 1000:,.0f}" for t in (line.ttft_p50_s, line.ttft_p99_s, line.queue_p99_s)]
+            energy = [f"{line.energy_per_request_j:,.0f}", f"{line.energy_per_token_j:.3f}"]
+            rows.append((name, kind, f"{line.requests:,}", f"{line.slo_attainment:.2%}", *times, gap, *energy))
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{body}</table>"
+
+
+def _figure(title: str) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(title=title, height=320, margin={"l": 50, "r": 20, "t": 50, "b": 40}, template="plotly_white")
+    figure.update_xaxes(title_text="hours")
+    return figure
