@@ -1,13 +1,17 @@
 """Bring the control plane up on a running Ray or on a head of its own, and take it down again."""
 
+import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -88,7 +92,13 @@ def up(
 
 
 def down(running: Running, say: Say) -> None:
-    """Reset every clock, end our applications and actors, and the head where it is ours. Safe to repeat."""
+    """Reset every clock, end our applications and actors, and the head where it is ours. Safe to repeat; a second
+    Ctrl-C does not cut it short."""
+    with _not_interrupted():
+        _down(running, say)
+
+
+def _down(running: Running, say: Say) -> None:
     try:
         connect_ray(running.address)
         _reset_clocks(say)
@@ -105,9 +115,24 @@ def down(running: Running, say: Say) -> None:
         ray_head.forget()
 
 
+@contextmanager
+def _not_interrupted() -> Iterator[None]:
+    """Half a take-down would leave processes and lowered clocks behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def connect_ray(address: str) -> str:
     """Join a running Ray as a driver and return its dashboard's URL ("" without one); joining twice is one joining.
     Raises ConnectionError where none answers."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     context = ray.init(
         address=address,
         namespace=runtime.NAMESPACE,

@@ -72,6 +72,8 @@ def test_ctrl_c_ends_every_process(tmp_path: Path, place: dict[str, str]) -> Non
             break
     time.sleep(3)
     running.send_signal(signal.SIGINT)
+    time.sleep(2)
+    running.send_signal(signal.SIGINT)  # an impatient person presses it twice
     _, told = running.communicate(timeout=90)
     assert running.returncode == 130, told[-2000:]
     assert left_over(place["TMPDIR"]) == []
