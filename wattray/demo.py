@@ -36,7 +36,7 @@ from wattray.report.serving_report import (
 DEMO_SETTINGS: dict[str, Any] = {
     "cadence": {"cluster_s": 20.0, "pool_s": 10.0, "frequency_s": 2.0},
     "sharding": {"scale_down_hold_s": 15.0, "startup_s": 5.0, "headroom_ratio": 0.05},
-    "forecast": {"bin_s": 5.0, "window_bins": 4, "quantile_z": 0.5},
+    "forecast": {"bin_s": 5.0, "window_bins": 4, "quantile_z": 0.5, "peak_hold_s": 0.0},
     "frequency": {"headroom_ratio": 0.15, "urgent_wait_ratio": 0.5},
     "serve": {"overhead_s": 0.06},
 }

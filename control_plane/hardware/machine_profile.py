@@ -69,6 +69,14 @@ class MachineProfile:
         self._points: dict[Hashable, OperatingPoint] = {}
         self._max_loads: dict[Hashable, float] = {}
 
+    def with_slo(self, slo: Slo) -> "MachineProfile":
+        """The same machine held to other limits."""
+        if slo == self.slo:
+            return self
+        return MachineProfile(
+            self.name, self.gpu, slo, self.freqs_mhz, self._times, self._limits, self.evidence, self.energy_table
+        )
+
     @property
     def max_freq_mhz(self) -> int:
         return self.gpu.max_freq_mhz

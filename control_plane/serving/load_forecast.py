@@ -5,6 +5,7 @@ Reads ARRIVALS, never completions: completed requests hide overload.
 
 import math
 from bisect import bisect_left, bisect_right
+from collections import deque
 from dataclasses import dataclass
 
 from control_plane.domain import ClassLoad, InputClass, Load
@@ -82,6 +83,8 @@ class WindowForecaster:
         self._first_load = first_load
         self._started_s = now_s
         self._highest_rps = first_load.rps
+        self._peaks: deque[tuple[float, Load]] = deque()
+        self._bin_ends_s = now_s + settings.bin_s
 
     def observe(self, arrival: Arrival) -> None:
         self._arrivals.add(arrival)
@@ -93,10 +96,22 @@ class WindowForecaster:
 
     def predict(self, now_s: float) -> Load:
         """Upper load over the next window."""
-        upper = self._from_arrivals(now_s)
+        upper = self._from_arrivals(now_s).at_least(self._held_peak(now_s))
         if now_s - self._started_s < 2 * self._window_s:
             return upper.at_least(self._first_load)
         return upper
+
+    def _held_peak(self, now_s: float) -> Load:
+        """Class by class the busiest bin of the last ``peak_hold_s``. Looked at often enough, every bin is seen."""
+        if now_s >= self._bin_ends_s:
+            self._peaks.append((now_s, self._arrivals.load(now_s, self._settings.bin_s)))
+            self._bin_ends_s = now_s + self._settings.bin_s
+        while self._peaks and self._peaks[0][0] < now_s - self._settings.peak_hold_s:
+            self._peaks.popleft()
+        peak = Load()
+        for _, load in self._peaks:
+            peak = peak.at_least(load)
+        return peak
 
     def _from_arrivals(self, now_s: float) -> Load:
         settings = self._settings

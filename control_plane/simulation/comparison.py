@@ -99,6 +99,7 @@ def compare(
     fleet_gpus = sizing.replicas * tp
     gpus = max(64, ROOM_FACTOR * fleet_gpus) if question.gpus is None else question.gpus
     idle_gpus = 0 if question.idle is Idle.RELEASED else (question.gpus or fleet_gpus)
+    idle_gpu_w = 0.0 if question.idle is Idle.RELEASED else profile.gpu.idle_w
     outcomes: dict[str, Simulated] = {}
     if question.idle is Idle.RELEASED:
         outcomes[SINGLE_POOL] = sizing.outcome
@@ -109,7 +110,7 @@ def compare(
         outcomes[SINGLE_POOL] = runner.run(SINGLE_POOL, SinglePool(sizing.replicas, tp), idle_gpus, effort)
     for name in question.policies:
         if name != SINGLE_POOL:
-            fleet = POLICIES[name](Cluster(profile, gpus, question.settings, trace))
+            fleet = POLICIES[name](Cluster(profile, gpus, question.settings, trace, idle_gpu_w))
             outcomes[name] = runner.run(name, fleet, idle_gpus, effort, gpus)
     bound = energy_bound(
         trace, tables, slo, idle_gpus=idle_gpus, until_s=runner.until_s, attainment=question.attainment

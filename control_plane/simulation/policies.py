@@ -30,6 +30,8 @@ class Cluster:
     gpus: int
     settings: Settings
     trace: Trace
+    idle_gpu_w: float
+    """What a GPU that no replica holds is billed."""
 
 
 def _wattray(cluster: Cluster) -> Fleet:
@@ -38,7 +40,7 @@ def _wattray(cluster: Cluster) -> Fleet:
         raise GpuBudgetError(
             f"{cluster.gpus} GPUs are too few for wattray's {len(cluster.settings.pools)} pools; at least {least} work"
         )
-    return wattray_fleet(cluster.trace, cluster.settings, cluster.profile, cluster.gpus)
+    return wattray_fleet(cluster.trace, cluster.settings, cluster.profile, cluster.gpus, cluster.idle_gpu_w)
 
 
 POLICIES: Mapping[str, Callable[[Cluster], Fleet]] = {"wattray": _wattray}

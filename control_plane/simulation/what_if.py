@@ -14,12 +14,19 @@ EXPECTED_OUTPUT_TOKENS = 200
 """What the hint for a warm start assumes: lengths of answers are not known yet."""
 
 
-def wattray_fleet(trace: Trace, settings: Settings, profile: MachineProfile, gpus: int) -> ServingFleet:
-    """wattray's policies, started warm for the load of the trace's first minute, as `wattray up` with that hint."""
-    first = trace.between(0.0, 60.0)
+def wattray_fleet(
+    trace: Trace, settings: Settings, profile: MachineProfile, gpus: int, idle_gpu_w: float
+) -> ServingFleet:
+    """wattray's policies, started warm for the mean load until the first replica that they ask for could be there, as
+    `wattray up` is with an operator's hint (the static baseline knows the whole trace).
+    ``idle_gpu_w`` is what a GPU that no replica holds is billed: a plan must be optimal at what is charged."""
+    forecast = settings.forecast
+    hint_s = max(60.0, min(trace.duration_s, settings.sharding.startup_s + 2 * forecast.bin_s * forecast.window_bins))
+    first = trace.between(0.0, hint_s)
     pairs = [(tokens, EXPECTED_OUTPUT_TOKENS) for tokens in first.input_tokens.tolist()]
-    hint = load_of(pairs, 60.0) if pairs else None
-    return ServingFleet(settings, profile, gpus, profile.gpu.idle_w, profile.gpu.context_w, hint)
+    hint = load_of(pairs, hint_s) if pairs else None
+    planning = profile.with_slo(settings.planning_slo())
+    return ServingFleet(settings, planning, gpus, idle_gpu_w, profile.gpu.context_w, hint)
 
 
 def simulate_wattray(
@@ -27,7 +34,7 @@ def simulate_wattray(
 ) -> Simulated:
     """wattray on a trace and on all the GPUs of the settings, idle ones billed."""
     trace = requests if isinstance(requests, Trace) else Trace.of(requests)
-    fleet = wattray_fleet(trace, settings, profile, settings.gpu.count)
+    fleet = wattray_fleet(trace, settings, profile, settings.gpu.count, profile.gpu.idle_w)
     startup_s = 0.0 if settings.serve.warm_start else settings.sharding.startup_s
     return SimulatedCluster(profile, settings.gpu.count, fleet, startup_s).run(trace, until_s)
 

@@ -134,7 +134,7 @@ def test_no_thrifty_fleet_beats_the_bound(seed: int) -> None:
 def test_neither_wattray_nor_the_baseline_beats_the_bound(kind: str) -> None:
     trace = synthetic_trace(kind, 0.1, 2.0, seed=5)
     for idle_gpus in (0, 64):
-        for fleet in (wattray_fleet(trace, Settings(), PROFILE, 64), SinglePool(3)):
+        for fleet in (wattray_fleet(trace, Settings(), PROFILE, 64, 0.0), SinglePool(3)):
             outcome = SimulatedCluster(PROFILE, 64, fleet, idle_gpus=idle_gpus).run(trace)
             assert_above_the_bound(trace, outcome, EASY, idle_gpus)
             assert_above_the_bound(trace, outcome, Slo(), idle_gpus)

@@ -140,7 +140,7 @@ def test_500_fuzzed_cases_agree(block: int) -> None:
 
 def run_both(trace: Trace, gpus: int) -> None:
     settings = Settings()
-    for make in (lambda: SinglePool(2), lambda: wattray_fleet(trace, settings, PROFILE, gpus)):
+    for make in (lambda: SinglePool(2), lambda: wattray_fleet(trace, settings, PROFILE, gpus, 0.0)):
         fast = SimulatedCluster(PROFILE, gpus, make(), 5.0).run(trace)
         slow = SimulatedCluster(PROFILE, gpus, make(), 5.0, engine=SteppedReplica).run(trace)
         assert_same(fast, slow)
