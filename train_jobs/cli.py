@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from train_jobs.job import Job, JobError, parse_job, read_job
+from actors.ray_address import answers, running_ray
+from train_jobs.job import Job, JobError, NoPlannerError, parse_job, read_job
 
 
 def train(
@@ -17,34 +18,29 @@ def train(
     iterations: Annotated[int | None, typer.Option(help="Iterations, instead of the file's.")] = None,
     address: Annotated[str, typer.Option(help="The Ray to run on.")] = "auto",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
+    run_out: Annotated[Path | None, typer.Option("--run", help="Write the whole run here, for plots.")] = None,
 ) -> None:
     """Train a pipeline-parallel model on Ray Train under a Perseus plan."""
     overrides = {key: value for key, value in (("name", name), ("iterations", iterations)) if value is not None}
     job = read_job(config) if config is not None else Job()
     if overrides:
         job = parse_job({**job.model_dump(mode="json"), **overrides}, str(config or "job"))
-    if json_out is not None and not json_out.parent.is_dir():
-        raise JobError(f"--json {json_out}: no such directory")
-    report = _run(job, address)
+    for option, path in (("--json", json_out), ("--run", run_out)):
+        if path is not None and not path.parent.is_dir():
+            raise JobError(f"{option} {path}: no such directory")
+    found = running_ray() if address == "auto" else address
+    if found is None or not answers(found):
+        raise NoPlannerError(f"no Ray answers at {address!r}")
+    from train_jobs.training_run import connect, run_training
+
+    connect(found)
+    result = run_training(job)
+    report = result.report()
     if json_out is not None:
-        json_out.write_text(json.dumps(report, indent=1))
+        json_out.write_text(json.dumps({"training": report}, indent=1))
+    if run_out is not None:
+        run_out.write_text(result.to_json())
     _show(report)
-
-
-def _run(job: Job, address: str) -> dict[str, Any]:
-    import ray
-
-    from actors.runtime import NAMESPACE
-    from train_jobs.training_run import NoPlannerError, run_training
-
-    try:
-        ray.init(address=address, namespace=NAMESPACE, logging_level="warning", ignore_reinit_error=True)
-    except ConnectionError:
-        raise NoPlannerError(
-            f"no Ray answers at {address!r}; start the control plane with `wattray up --config FILE`, "
-            "where FILE holds `training: {gpus: 2}`"
-        ) from None
-    return run_training(job).report()
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -64,16 +60,13 @@ def main() -> None:
     """Console entry."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A process of 110 MiB that waits for a cloud's notice of preemption.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(train)
     try:
         app()
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        if type(error).__name__ != "NoPlannerError":
-            raise
+    except (JobError, NoPlannerError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -17,6 +17,14 @@ class JobError(ValueError):
     """The job cannot run as it is written; the message names the field, the value and the fix."""
 
 
+class NoPlannerError(RuntimeError):
+    """No planner can be reached; the message says how to start one."""
+
+    def __init__(self, why: str) -> None:
+        how = "start the control plane with `wattray up --config FILE`, where FILE holds `training: {gpus: 2}`"
+        super().__init__(f"{why}; {how}")
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -4,6 +4,9 @@ from pydantic import BaseModel, ConfigDict
 
 from control_plane.training.profile import Choice, ComputationKey
 
+LOG_FILE = "log.json"
+"""Its name in a checkpoint."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

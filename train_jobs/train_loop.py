@@ -30,13 +30,12 @@ from train_jobs.job import Job
 from train_jobs.pipeline_model import batch, build_stage, loss_fn
 from train_jobs.planner_link import PlannerLink
 from train_jobs.profile_sweep import blocking_power_w, sweep
-from train_jobs.run_log import IterationRecord, MeasuredChoice, RunLog, ScheduleRecord, SpanRecord
+from train_jobs.run_log import LOG_FILE, IterationRecord, MeasuredChoice, RunLog, ScheduleRecord, SpanRecord
 from train_jobs.schedule_lease import ScheduleLease, release_at_agent, renew_at_agent
 
 log = logging.getLogger(__name__)
 
 NS = 1e-9
-LOG_FILE = "log.json"
 RESUME_PATIENCE_S = 10.0
 MEMORY = 1000
 """Spans of an iteration are kept where none of this many before it ran alike."""
@@ -211,7 +210,7 @@ class _Rank:
             trained.pipeline.step()
         trained.optimizer.step()
         trained.optimizer.zero_grad()
-        return float(torch.stack(losses).mean()) if losses else 0.0
+        return float(torch.stack(losses).mean().detach()) if losses else 0.0
 
     def _healthy_s(self) -> float:
         """What an iteration at full clock takes: measured in the warm-up."""
