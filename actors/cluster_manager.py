@@ -81,7 +81,7 @@ class ClusterManager:
                 log.warning("pool manager %s does not take its budget: %r", pool, answer)
 
     def _plan(self, now_s: float, forecast: Mapping[PoolName, Load]) -> float:
-        seen = ClusterSnapshot(now_s, self._settings.gpu.count, forecast, self._budgets)
+        seen = ClusterSnapshot(now_s, self._settings.serving_gpus, forecast, self._budgets)
         step = self._controller.step(seen)
         for action in step.actions:
             if isinstance(action, SetGpuBudget):

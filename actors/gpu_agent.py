@@ -5,7 +5,7 @@ reset to full. On start every clock found lowered is reset, because whoever lowe
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors import metrics
@@ -17,8 +17,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Lease:
+    """The agent holds the clock for its owner."""
+
     owner: str
     freq_mhz: int
+    expires_s: float
+
+
+@dataclass(slots=True)
+class _ScheduleLease:
+    """The owner moves the clock itself, as its schedule says; the agent only sees to its end."""
+
+    owner: str
     expires_s: float
 
 
@@ -40,7 +50,7 @@ class GpuAgent:
         self._control = control
         self._monotonic_s = monotonic_s
         self._reap = reap
-        self._leases: dict[str, _Lease] = {}
+        self._leases: dict[str, _Lease | _ScheduleLease] = {}
         self._energy_seen_j: dict[str, float] = {}
         if control == "act":
             for gpu in self._gpus.values():
@@ -52,21 +62,28 @@ class GpuAgent:
 
         Raises ValueError for a GPU this node does not have, and for one leased to somebody else.
         """
-        unknown = sorted(set(wanted) - set(self._gpus))
-        if unknown:
-            raise ValueError(f"node {self.node_id} has no GPU {unknown[0]}")
-        taken = [uuid for uuid in wanted if uuid in self._leases and self._leases[uuid].owner != owner]
-        if taken:
-            raise ValueError(f"GPU {taken[0]} is leased to {self._leases[taken[0]].owner}, not to {owner}")
+        self._check_may_take(owner, wanted)
         expires_s = self._monotonic_s() + ttl_s
         for uuid in [u for u, lease in self._leases.items() if lease.owner == owner and u not in wanted]:
             self._end(uuid)
         for uuid, freq_mhz in wanted.items():
             current = self._leases.get(uuid)
-            if self._control == "act" and (current is None or current.freq_mhz != freq_mhz):
+            held = isinstance(current, _Lease) and current.freq_mhz == freq_mhz
+            if self._control == "act" and not held:
                 self._gpus[uuid].lock_freq(freq_mhz)
             self._leases[uuid] = _Lease(owner, freq_mhz, expires_s)
         return {uuid: self._locked_mhz(uuid) for uuid in wanted}
+
+    def hold_schedule(self, owner: str, uuids: Sequence[str], ttl_s: float) -> bool:
+        """``owner`` drives the clocks of these GPUs itself for ``ttl_s`` from now; then they are reset to full, unless
+        it asks again. Returns whether clocks may be set at all ("recommend" sets none).
+
+        Raises ValueError as ``hold`` does.
+        """
+        self._check_may_take(owner, uuids)
+        expires_s = self._monotonic_s() + ttl_s
+        self._leases.update({uuid: _ScheduleLease(owner, expires_s) for uuid in uuids})
+        return self._control == "act"
 
     def release(self, owner: str) -> None:
         """All clocks of ``owner`` go back to full."""
@@ -93,8 +110,11 @@ class GpuAgent:
         return sum(gpu.energy_j() for gpu in self._gpus.values())
 
     def leases(self) -> dict[str, tuple[str, int]]:
-        """Who holds which GPU at which clock."""
-        return {uuid: (lease.owner, lease.freq_mhz) for uuid, lease in self._leases.items()}
+        """Who holds which GPU at which clock; under a schedule, the clock it has now."""
+        return {
+            uuid: (lease.owner, lease.freq_mhz if isinstance(lease, _Lease) else self._gpus[uuid].freq_mhz())
+            for uuid, lease in self._leases.items()
+        }
 
     async def tick(self) -> None:
         """Reset lapsed leases, free the GPUs of dead processes, publish metrics."""
@@ -110,6 +130,14 @@ class GpuAgent:
             self._energy_seen_j[reading.uuid] = reading.energy_j
             metrics.gpu(reading, reading.energy_j - before_j)
 
+    def _check_may_take(self, owner: str, uuids: Iterable[str]) -> None:
+        for uuid in uuids:
+            if uuid not in self._gpus:
+                raise ValueError(f"node {self.node_id} has no GPU {uuid}")
+            lease = self._leases.get(uuid)
+            if lease is not None and lease.owner != owner:
+                raise ValueError(f"GPU {uuid} is leased to {lease.owner}, not to {owner}")
+
     def _end(self, uuid: str) -> None:
         del self._leases[uuid]
         if self._control == "act":
@@ -117,6 +145,6 @@ class GpuAgent:
 
     def _locked_mhz(self, uuid: str) -> int:
         lease = self._leases.get(uuid)
-        if lease is None or self._control != "act":
+        if not isinstance(lease, _Lease) or self._control != "act":
             return self._gpus[uuid].supported_freqs_mhz()[-1]
         return lease.freq_mhz

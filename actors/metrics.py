@@ -20,6 +20,12 @@ HELP = {
     "wattray_decisions_total": "Actions taken by the control plane.",
     "wattray_requests_total": "Requests that ended at the router, by outcome.",
     "wattray_request_ttft_seconds": "Time to first token as the router saw it.",
+    "wattray_training_iteration_seconds": "Last training iteration of a job, in GPU time.",
+    "wattray_training_iteration_planned_seconds": "Iteration time that the clock schedule in force was planned for.",
+    "wattray_training_iterations_total": "Training iterations a job has done.",
+    "wattray_training_energy_joules_total": "Energy the GPUs of a job used in its iterations, waiting included.",
+    "wattray_training_energy_all_max_joules_total": "Energy the same iterations take with every clock at its highest.",
+    "wattray_training_straggler_ratio": "Iteration time of a job's slowest pipeline over a healthy one's.",
 }
 
 
@@ -63,3 +69,15 @@ def request_ended(pool_name: str, outcome: str, ttft_s: float | None) -> None:
     counter("wattray_requests_total", "pool", "outcome").inc(1, {"pool": pool_name, "outcome": outcome})
     if ttft_s is not None:
         ttft_histogram().observe(ttft_s, {"pool": pool_name})
+
+
+def training_iteration(
+    job: str, time_s: float, planned_s: float, energy_j: float, all_max_j: float, degree: float
+) -> None:
+    tags = {"job": job}
+    gauge("wattray_training_iteration_seconds", "job").set(time_s, tags)
+    gauge("wattray_training_iteration_planned_seconds", "job").set(planned_s, tags)
+    gauge("wattray_training_straggler_ratio", "job").set(degree, tags)
+    counter("wattray_training_iterations_total", "job").inc(1, tags)
+    counter("wattray_training_energy_joules_total", "job").inc(energy_j, tags)
+    counter("wattray_training_energy_all_max_joules_total", "job").inc(all_max_j, tags)

@@ -12,14 +12,16 @@ from typing import Any, Protocol
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors.cluster_manager import ClusterManager
-from actors.gpu.simulated import SimulatedNode
+from actors.gpu.simulated import SimulatedNode, simulated_uuid
 from actors.gpu_agent import GpuAgent
 from actors.load_forecaster import LoadForecaster
 from actors.messages import Decision, Forecast, GpuReading, PoolStatus
 from actors.pool_manager import PoolManager
+from actors.training_messages import TrainingSite
 from control_plane.actions import SetGpuBudget
 from control_plane.domain import ClusterSnapshot, Load, PoolName
 from control_plane.hardware.machine_profile import MachineProfile
@@ -34,6 +36,9 @@ NAMESPACE = "wattray"
 CLUSTER_MANAGER = "cluster_manager"
 LOAD_FORECASTER = "load_forecaster"
 PERSEUS_PLANNER = "perseus_planner"
+TRAINING_GPUS = "wattray-training-gpus"
+"""The placement group that keeps the training GPUs: Ray gives none of them to anything else."""
+RESERVE_S = 30.0
 CALL_TIMEOUT_S = 5.0
 
 
@@ -68,6 +73,11 @@ def planning_profile(settings: Settings) -> MachineProfile:
 def node_file(run_dir: str, node_id: str) -> Path:
     """Where the simulated GPUs of a node live, under the temp folder of that node."""
     return Path(tempfile.gettempdir()) / run_dir / f"gpus-{node_id}.bin"
+
+
+def planner_folder(run_dir: str) -> Path:
+    """Where the planner writes its jobs."""
+    return Path(tempfile.gettempdir()) / run_dir / "planner"
 
 
 class _Ticking(Protocol):
@@ -156,14 +166,6 @@ class GpuAgentActor(GpuAgent):
         return os.getpid()
 
 
-_CLASSES: Mapping[str, type] = {
-    "ClusterManager": ClusterManagerActor,
-    "PoolManager": PoolManagerActor,
-    "LoadForecaster": LoadForecasterActor,
-    "GpuAgent": GpuAgentActor,
-}
-
-
 def start_control_plane(deployment: Deployment, first_load: Load) -> None:
     """Start every control actor, detached and restarted for ever; ``first_load`` is what to be ready for at once."""
     settings, profile = deployment.settings, deployment.profile
@@ -172,28 +174,73 @@ def start_control_plane(deployment: Deployment, first_load: Load) -> None:
         gpus = int(node["Resources"].get("GPU", 0))
         if node["Alive"] and gpus > 0:
             start_gpu_agent(deployment, node["NodeID"], gpus)
-    _start("LoadForecaster", LOAD_FORECASTER, deployment, first_load)
+    start_planner(deployment, reserve_training_gpus(deployment))
+    _start(LoadForecasterActor, LOAD_FORECASTER, deployment, first_load)
     for pool in settings.pools:
-        _start("PoolManager", pool_manager_name(pool.pool), deployment, pool.pool, budgets[pool.pool])
-    _start("ClusterManager", CLUSTER_MANAGER, deployment, budgets)
+        _start(PoolManagerActor, pool_manager_name(pool.pool), deployment, pool.pool, budgets[pool.pool])
+    _start(ClusterManagerActor, CLUSTER_MANAGER, deployment, budgets)
 
 
 def first_budgets(settings: Settings, profile: MachineProfile, first_load: Load) -> dict[PoolName, int]:
     """GPUs per pool for the first load."""
     forecast = {pool.pool: first_load.only(pool.input_classes) for pool in settings.pools}
     controller = ClusterController(settings, profile, profile.gpu.idle_w)
-    step = controller.step(ClusterSnapshot(0.0, settings.gpu.count, forecast, {}))
+    step = controller.step(ClusterSnapshot(0.0, settings.serving_gpus, forecast, {}))
     return {action.pool: action.gpus for action in step.actions if isinstance(action, SetGpuBudget)}
+
+
+def start_planner(deployment: Deployment, site: TrainingSite) -> ActorHandle:
+    """The planner of training jobs, on this node while it lives: its jobs are written there. Its module loads the
+    solvers, which no other process of the control plane needs."""
+    from actors.planner_actor import PerseusPlannerActor
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    folder = planner_folder(deployment.run_dir)
+    return _start(PerseusPlannerActor, PERSEUS_PLANNER, folder, site, scheduling_strategy=here)
+
+
+def reserve_training_gpus(deployment: Deployment) -> TrainingSite:
+    """Keep `training.gpus` GPUs of one node in a placement group of their own; which ones is Ray's choice. Raises
+    RuntimeError where no node has so many free."""
+    settings = deployment.settings
+    if settings.training.gpus == 0:
+        return TrainingSite(deployment.run_dir, "", (), settings.gpu.lease_ttl_s)
+    bundle = {"GPU": float(settings.training.gpus)}
+    group = placement_group([bundle], "STRICT_PACK", name=TRAINING_GPUS, lifetime="detached")
+    if not group.wait(RESERVE_S):
+        remove_placement_group(group)
+        raise RuntimeError(f"no node has {settings.training.gpus} free GPUs to keep for training")
+    node_id, indices = ray.get(_gpus_of(group, settings.training.gpus), timeout=RESERVE_S)
+    uuids = tuple(simulated_uuid(index) for index in indices)
+    return TrainingSite(deployment.run_dir, node_id, uuids, settings.gpu.lease_ttl_s)
+
+
+def free_training_gpus() -> None:
+    """Give the kept GPUs back to Ray; where none are kept, nothing happens."""
+    try:
+        remove_placement_group(get_placement_group(TRAINING_GPUS))
+    except ValueError:
+        return
+
+
+def _gpus_of(group: PlacementGroup, gpus: int) -> Any:
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+    return ray.remote(_gpus_given).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=strategy).remote()
+
+
+def _gpus_given() -> tuple[str, tuple[int, ...]]:
+    """This node, and the GPUs that Ray gave this task."""
+    context = ray.get_runtime_context()
+    return context.get_node_id(), tuple(int(index) for index in context.get_accelerator_ids()["GPU"])
 
 
 def start_gpu_agent(deployment: Deployment, node_id: str, gpus: int) -> ActorHandle:
     """The agent of one node, pinned to it."""
     strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return _start("GpuAgent", gpu_agent_name(node_id), deployment, node_id, gpus, scheduling_strategy=strategy)
+    return _start(GpuAgentActor, gpu_agent_name(node_id), deployment, node_id, gpus, scheduling_strategy=strategy)
 
 
-def _start(kind: str, name: str, *args: Any, **options: Any) -> ActorHandle:
-    cls = _CLASSES[kind]
+def _start(cls: type, name: str, *args: Any, **options: Any) -> ActorHandle:
     return (
         ray.remote(cls)
         .options(

@@ -102,6 +102,13 @@ class GpuSettings(_Part):
     """A lowered clock whose owner has been silent this long is reset."""
 
 
+class TrainingSettings(_Part):
+    """The training half."""
+
+    gpus: int = Field(0, ge=0)
+    """GPUs of one node kept for training jobs; serving plans with the others."""
+
+
 class ServeSettings(_Part):
     """The HTTP side."""
 
@@ -132,12 +139,15 @@ class Settings(_Part):
     sharding: ShardingSettings = ShardingSettings()
     forecast: ForecastSettings = ForecastSettings()
     gpu: GpuSettings = GpuSettings()
+    training: TrainingSettings = TrainingSettings()
     serve: ServeSettings = ServeSettings()
 
     @model_validator(mode="after")
     def _pools_cover_every_class_once(self) -> "Settings":
         if self.serve.overhead_s >= min(self.slo.ttft_short_s, self.slo.ttft_medium_s, self.slo.ttft_long_s):
             raise ValueError(f"serve.overhead_s {self.serve.overhead_s} leaves nothing of the tightest TTFT limit")
+        if self.training.gpus >= self.gpu.count:
+            raise ValueError(f"training.gpus {self.training.gpus} leaves serving none of {self.gpu.count} GPUs")
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError(f"pool names must differ, got {names}")
@@ -148,6 +158,11 @@ class Settings(_Part):
             if pool.spill_to is not None and (pool.spill_to not in names or pool.spill_to == pool.name):
                 raise ValueError(f"pool {pool.name!r} spills to {pool.spill_to!r}; other pools are {names}")
         return self
+
+    @property
+    def serving_gpus(self) -> int:
+        """GPUs that serving may plan with."""
+        return self.gpu.count - self.training.gpus
 
     def planning_slo(self) -> Slo:
         """The limits that plans must hold inside the engine: the client's, less the overhead on the way."""

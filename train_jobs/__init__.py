@@ -1,1 +1,1 @@
-"""Ray Train jobs that run under a Perseus plan."""
+"""Training jobs: a pipeline-parallel model on Ray Train whose computations are charged to GPUs under a Perseus plan."""

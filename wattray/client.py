@@ -4,6 +4,7 @@ import ray
 
 from actors import runtime
 from actors.messages import ControlPlaneStatus, Decision
+from actors.training_messages import JobFrontier
 from control_plane.settings import Settings
 from wattray import lifecycle, ray_head
 from wattray.errors import WattrayError
@@ -31,18 +32,24 @@ class Client:
         answer: Settings = self._call("settings")
         return answer
 
+    def frontier(self, job: str) -> JobFrontier:
+        """A training job's time–energy frontier, as the planner traced it. Raises WattrayError for an unknown job."""
+        answer: JobFrontier = self._call("frontier", job, of=runtime.PERSEUS_PLANNER)
+        return answer
+
     def shut_down(self) -> None:
         """Reset every clock and end the control plane; the head too where wattray started it."""
         lifecycle.down(self.running, lambda _: None)
 
-    def _call(self, method: str, *args: object) -> object:
+    def _call(self, method: str, *args: object, of: str = runtime.CLUSTER_MANAGER) -> object:
         try:
-            manager = runtime.actor(runtime.CLUSTER_MANAGER)
-            return ray.get(getattr(manager, method).remote(*args), timeout=TIMEOUT_S)
+            return ray.get(getattr(runtime.actor(of), method).remote(*args), timeout=TIMEOUT_S)
+        except ray.exceptions.RayTaskError as error:
+            raise WattrayError(f"{of} refused {method}: {error.cause}") from None
         except ValueError:
             raise WattrayError("no wattray control plane runs on this Ray; start one with `wattray up`") from None
         except ray.exceptions.RayError as error:
-            raise WattrayError(f"the cluster manager did not answer {method}: {error}") from None
+            raise WattrayError(f"{of} did not answer {method}: {error}") from None
 
 
 def connect(address: str | None = None) -> Client:

@@ -1,11 +1,9 @@
 """Bring the control plane up on a running Ray or on a head of its own, and take it down again."""
 
 import logging
-import os
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -18,6 +16,7 @@ import ray
 from ray import serve
 
 from actors import runtime
+from actors.ray_address import running_ray
 from actors.runtime import Deployment
 from control_plane.domain import Load
 from control_plane.settings import Settings
@@ -142,28 +141,6 @@ def connect_ray(address: str) -> str:
     )
     url = context.dashboard_url
     return f"http://{url}" if url else ""
-
-
-def running_ray() -> str | None:
-    """The address of the Ray that `ray.init(address="auto")` would join, if it answers. Ray leaves the address of a
-    dead cluster behind and then waits for it for minutes, so the port is tried first."""
-    address = os.environ.get("RAY_ADDRESS") or _last_started()
-    if address is None:
-        return None
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=2):
-            return address
-    except (OSError, ValueError):
-        return None
-
-
-def _last_started() -> str | None:
-    path = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-    try:
-        return path.read_text().strip() or None
-    except FileNotFoundError:
-        return None
 
 
 def _check_cluster(settings: Settings) -> None:

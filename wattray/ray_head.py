@@ -102,6 +102,8 @@ def start(gpus: int, ports: Ports, log_path: Path) -> subprocess.Popen[bytes]:
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={ports.dashboard}",
         f"--metrics-export-port={ports.metrics}",
+        # Where another Ray of this host has the default one, no job can be submitted to this one.
+        f"--dashboard-agent-listen-port={_any_free_port()}",
         "--object-store-memory=268435456",
         "--disable-usage-stats",
     ]
@@ -111,6 +113,13 @@ def start(gpus: int, ports: Ports, log_path: Path) -> subprocess.Popen[bytes]:
         )
     _wait_until_it_answers(head, ports, log_path)
     return head
+
+
+def _any_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _wait_until_it_answers(head: subprocess.Popen[bytes], ports: Ports, log_path: Path) -> None:

@@ -81,6 +81,15 @@ class SimulatedNode:
                 self._write(index, state, pid)
         return slowest
 
+    def work(self, index: int, activity: Activity, at_ns: int) -> GpuState:
+        """One GPU works like this from ``at_ns`` on; its state then, energy integrated up to it. A computation's
+        energy is the difference between the states at its end and at its beginning."""
+        with self._locked():
+            state, pid = self._read(index)
+            state = state.with_activity(self.spec, at_ns, activity)
+            self._write(index, state, pid)
+        return state
+
     def open_context(self, index: int, pid: int) -> None:
         with self._locked():
             state, _ = self._read(index)
@@ -104,10 +113,12 @@ class SimulatedNode:
                     reaped += 1
         return reaped
 
-    def lock_freq(self, index: int, freq_mhz: int) -> None:
+    def lock_freq(self, index: int, freq_mhz: int, at_ns: int | None = None) -> None:
+        """Lock at ``at_ns`` (now)."""
+        now_ns = self._clock_ns() if at_ns is None else at_ns
         with self._locked():
             state, pid = self._read(index)
-            self._write(index, state.locked(self.spec, self._clock_ns(), freq_mhz), pid)
+            self._write(index, state.locked(self.spec, now_ns, freq_mhz), pid)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

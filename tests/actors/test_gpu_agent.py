@@ -98,3 +98,38 @@ def test_readings_name_the_owner_and_sum_to_the_energy(world: World) -> None:
     readings = world.agent.readings()
     assert [r.owner for r in readings] == ["pool", None, None, None]
     assert sum(r.energy_j for r in readings) == pytest.approx(world.agent.energy_j()) == pytest.approx(3360)
+
+
+def test_a_schedule_lease_leaves_the_clock_to_its_owner_until_it_lapses(world: World) -> None:
+    assert world.agent.hold_schedule("job", [A, B], 15)
+    world.node.lock_freq(0, 990)
+    assert world.after(10) == [990, 1980, 1980, 1980]
+    asyncio.run(world.agent.tick())
+    assert world.after(1)[0] == 990
+    assert world.agent.leases() == {A: ("job", 990), B: ("job", 1980)}
+    world.after(5)
+    asyncio.run(world.agent.tick())
+    assert world.after(1) == [1980] * 4
+    assert world.agent.leases() == {}
+
+
+def test_a_schedule_lease_and_a_held_clock_exclude_each_other(world: World) -> None:
+    world.agent.hold_schedule("job", [A], 15)
+    with pytest.raises(ValueError, match="leased to job, not to pool"):
+        world.agent.hold("pool", {A: 1200}, 15)
+    world.agent.hold("pool", {B: 1200}, 15)
+    with pytest.raises(ValueError, match="leased to pool, not to job"):
+        world.agent.hold_schedule("job", [A, B], 15)
+    with pytest.raises(ValueError, match="no GPU GPU-other"):
+        world.agent.hold_schedule("job", ["GPU-other"], 15)
+
+
+def test_a_released_schedule_is_full_clock_at_once(world: World) -> None:
+    world.agent.hold_schedule("job", [A], 15)
+    world.node.lock_freq(0, 990)
+    world.agent.release("job")
+    assert world.after(1)[0] == 1980
+
+
+def test_where_clocks_are_only_recommended_a_schedule_may_not_set_them(tmp_path: Path) -> None:
+    assert not World(tmp_path / "gpus.bin", "recommend").agent.hold_schedule("job", [A], 15)

@@ -1,0 +1,94 @@
+"""What training workers, the planner and clients tell each other. Free of the planner's solvers: a worker that talks to
+the planner does not load them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from control_plane.training.profile import Choice, ComputationKey
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSite:
+    """Where training runs: the GPUs kept for it, all on one node, and how their clocks may be used."""
+
+    run_dir: str
+    node_id: str
+    gpu_uuids: tuple[str, ...]
+    lease_ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobRegistration:
+    """One pipeline of a job: what its computations were measured to take, and the order they run in.
+
+    Times and energies are of a whole stage; ``blocking_power_w`` is what a stage draws while it waits.
+    """
+
+    job: str
+    choices: Mapping[ComputationKey, tuple[Choice, ...]]
+    schedule: str
+    stages: int
+    microbatches: int
+    blocking_power_w: float
+
+
+class ClockStep(NamedTuple):
+    """One computation of a rank's program and the clock to run it at."""
+
+    instruction: str
+    microbatch: int
+    freq_mhz: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClockSchedule:
+    """Clocks for every rank (a rank is a pipeline stage), and what they were chosen for.
+
+    Energies charge blocking power of all stages up to ``deadline_s``.
+    """
+
+    job: str
+    degree: float
+    """The slowest pipeline takes this many times the healthy iteration time; 1 where none lags."""
+    deadline_s: float
+    planned_time_s: float
+    planned_energy_j: float
+    lower_bound_j: float
+    regime: str
+    ranks: tuple[tuple[ClockStep, ...], ...]
+    t_min_s: float
+    t_star_s: float
+    all_max_time_s: float
+    all_max_energy_j: float
+    blocking_power_w: float
+    """Of all stages together."""
+
+    def all_max_energy_until_j(self, deadline_s: float) -> float:
+        """What the same iteration takes with every clock at its highest, waiting until the deadline."""
+        return self.all_max_energy_j + self.blocking_power_w * max(0.0, deadline_s - self.all_max_time_s)
+
+
+class FrontierSample(NamedTuple):
+    """One point of the frontier: the least energy by an iteration time, and what real clocks reach."""
+
+    iteration_time_s: float
+    energy_j: float
+    lower_bound_j: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobFrontier:
+    """A job's time–energy frontier, sampled from T_min to T*."""
+
+    job: str
+    stages: int
+    microbatches: int
+    t_min_s: float
+    t_star_s: float
+    all_max_time_s: float
+    all_max_energy_j: float
+    breakpoints: int
+    degree: float
+    """The straggler it plans for now."""
+    samples: tuple[FrontierSample, ...]

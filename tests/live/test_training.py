@@ -1,0 +1,207 @@
+"""Training on the live control plane: a Ray job under a plan, and what happens when planner or worker dies."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import yaml
+from tests_support import ROOT
+
+from actors import metrics, runtime
+from train_jobs.background import start_training
+from train_jobs.job import parse_job
+from train_jobs.training_result import TrainingResult
+from wattray.errors import WattrayError
+
+pytestmark = pytest.mark.ray
+
+JOB = {
+    "name": "live",
+    "iterations": 16,
+    "layer": {"forward_s": 0.015},
+    "straggler": {"from_iteration": 7, "to_iteration": 11, "degree": 1.2},
+    "compare_losses": True,
+}
+
+
+def submit(live: Any, *command: str) -> "subprocess.CompletedProcess[str]":
+    """`ray job submit --working-dir .`, as a person does it in the repository."""
+    ray_job = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
+    address = ["--address", f"http://127.0.0.1:{live.ports[1]}"]
+    asked = [*ray_job, *address, "--", sys.executable, "-m", *command]
+    for _ in range(30):
+        done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=240)
+        if "No available agent to submit job" not in done.stderr:
+            break
+        time.sleep(2)
+    return done
+
+
+@pytest.fixture(scope="module")
+def told(live: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], TrainingResult]:
+    """One job, submitted: its report and its run."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "job.yaml").write_text(yaml.safe_dump(JOB))
+    asked = ["--config", str(folder / "job.yaml"), "--json", str(folder / "out.json"), "--run", str(folder / "run")]
+    done = submit(live, "train_jobs", *asked)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    report = json.loads((folder / "out.json").read_text())["training"]
+    return report, TrainingResult.from_json((folder / "run").read_text())
+
+
+def test_a_submitted_job_saves_energy_at_the_same_speed(told: tuple[dict[str, Any], TrainingResult]) -> None:
+    report, _ = told
+    assert report["iterations"] == 16
+    assert report["energy_j"] < 0.97 * report["baseline_energy_j"]
+    assert 0.98 <= report["slowdown_ratio"] <= 1.02
+    assert report["stragglers_handled"] == 1
+    assert report["worker_starts"] == 1
+
+
+def test_its_losses_equal_an_unmanaged_run_exactly(told: tuple[dict[str, Any], TrainingResult]) -> None:
+    _, result = told
+    assert result.losses == result.log.unmanaged_losses
+    assert result.losses[-1] < result.losses[0] / 2
+
+
+def test_the_baseline_is_what_full_clock_iterations_really_took(told: tuple[dict[str, Any], TrainingResult]) -> None:
+    _, result = told
+    full_clock = [record for record in result.log.iterations if record.planned_degree == 0 and record.degree == 1]
+    known = result.log.schedules[0]
+    assert len(full_clock) >= 2
+    for record in full_clock:
+        assert record.time_s == pytest.approx(known.all_max_time_s, rel=2e-3)
+        assert record.energy_j == pytest.approx(known.all_max_energy_j, rel=2e-3)
+
+
+def test_the_straggler_is_waited_for_at_lower_clocks_and_then_no_more(
+    told: tuple[dict[str, Any], TrainingResult],
+) -> None:
+    _, result = told
+    during = [record for record in result.log.iterations if record.degree > 1]
+    after = [record for record in result.log.iterations if record.iteration >= 11]
+    assert {record.planned_degree for record in during[1:]} == {1.2}
+    assert all(record.own_time_s <= record.time_s for record in during)
+    assert {record.planned_degree for record in after[1:]} == {1.0}
+    spans = {record.planned_degree: record.spans for record in result.log.iterations if record.spans}
+    mean_mhz = {degree: sum(s.freq_mhz for s in kept) / len(kept) for degree, kept in spans.items()}
+    assert mean_mhz[1.2] < mean_mhz[1.0] < mean_mhz[0.0] == 1980
+
+
+def test_computations_follow_the_pipelines_dependencies(told: tuple[dict[str, Any], TrainingResult]) -> None:
+    _, result = told
+    for record in result.log.iterations:
+        at = {(span.stage, span.instruction, span.microbatch): span for span in record.spans}
+        for (stage, instruction, microbatch), span in at.items():
+            upstream = stage - 1 if instruction == "forward" else stage + 1
+            needed = at.get((upstream, instruction, microbatch))
+            assert needed is None or span.begin_s >= needed.end_s - 1e-9
+
+
+def test_the_client_returns_the_jobs_frontier(live: Any, told: tuple[dict[str, Any], TrainingResult]) -> None:
+    _, result = told
+    frontier = live.client.frontier("live")
+    assert frontier.t_min_s == result.log.schedules[0].t_min_s
+    assert frontier.samples[0].energy_j < frontier.all_max_energy_j
+    assert result.frontier is not None
+    assert result.frontier.samples == frontier.samples
+    with pytest.raises(WattrayError, match="no job 'nobody' is registered; known: live"):
+        live.client.frontier("nobody")
+
+
+def test_training_metrics_are_exported_and_leases_given_back(
+    live: Any, told: tuple[dict[str, Any], TrainingResult]
+) -> None:
+    agent = runtime.actor(runtime.agent_names()[0])
+    assert "training:live" not in {owner for owner, _ in ray.get(agent.leases.remote()).values()}
+    assert {name for name in metrics.HELP if name.startswith("wattray_training_")}
+
+
+def test_serving_and_training_share_no_gpu(live: Any) -> None:
+    site = ray.get(runtime.actor(runtime.PERSEUS_PLANNER).site.remote())
+    assert len(site.gpu_uuids) == 2
+    serving = {uuid for pool in live.client.status().pools for r in pool.replicas for uuid in r.gpu_uuids}
+    assert serving
+    assert not serving & set(site.gpu_uuids)
+    assert sum(pool.gpu_budget for pool in live.client.status().pools) <= live.settings.gpu.count - 2
+
+
+def test_wattray_status_runs_as_a_submitted_job(live: Any) -> None:
+    done = submit(live, "wattray", "status")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "short-medium" in done.stdout
+
+
+def eventually(claim: Any, patience_s: float) -> Any:
+    deadline_s = time.monotonic() + patience_s
+    while not (answer := claim()):
+        assert time.monotonic() < deadline_s, "never came true"
+        time.sleep(0.1)
+    return answer
+
+
+def train_workers(folder: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) and folder in process.environ().get(
+                "TMPDIR", ""
+            ):
+                found.append(process)
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_training_outlives_its_planner_and_a_worker(live: Any, own_temp: Path, tmp_path: Path) -> None:
+    """The planner dies under a schedule: iterations go on under it. A worker dies: Ray Train starts all anew from a
+    checkpoint, and the schedule comes back from the planner that has restarted from its files."""
+    job = parse_job({**JOB, "name": "survivor", "iterations": 24, "straggler": None, "checkpoint_every": 4})
+    running = start_training(job, f"127.0.0.1:{live.ports[0]}", tmp_path)
+    agent = runtime.actor(runtime.agent_names()[0])
+
+    def lowered() -> bool:
+        clocks = [mhz for owner, mhz in ray.get(agent.leases.remote()).values() if owner == "training:survivor"]
+        return bool(clocks) and min(clocks) < 1980
+
+    def checkpoints() -> int:
+        return len(list((own_temp / live.client.running.run_dir / "train").glob("survivor-*/checkpoint_*")))
+
+    try:
+        eventually(lambda: checkpoints() >= 1 and lowered(), 90)
+        ray.kill(runtime.actor(runtime.PERSEUS_PLANNER), no_restart=False)
+        before = checkpoints()
+        eventually(lambda: checkpoints() > before, 60)
+        workers = train_workers(str(own_temp))
+        assert len(workers) == 2
+        workers[0].kill()
+        result = running.result(150)
+    finally:
+        running.stop()
+    assert [record.iteration for record in result.log.iterations] == list(range(24))
+    assert result.log.starts == 2
+    assert result.losses == result.log.unmanaged_losses
+    assert [record.planned_degree for record in result.log.iterations][-6:] == [1.0] * 6
+    assert result.slowdown_ratio <= 1.02
+    assert result.energy_j < result.baseline_energy_j
+
+
+def test_a_job_that_needs_more_gpus_than_are_kept_is_told(live: Any, tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("schedule: {stages: 3}\nstages: [{layers: 1}, {layers: 1}, {layers: 1}]\n")
+    done = train("--config", str(config), "--address", f"127.0.0.1:{live.ports[0]}")
+    assert done.returncode == 2
+    assert (
+        "has 3 stages and needs as many GPUs; the control plane keeps 2 for training: set training.gpus" in done.stderr
+    )
+
+
+def train(*asked: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "train_jobs", *asked]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from train_jobs.job import Job, JobError, parse_job, read_job
+
+
+def test_an_empty_file_is_the_default_job(tmp_path: Path) -> None:
+    assert parse_job({}) == Job()
+    assert Job().schedule.stages == len(Job().stages) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"iteratoins": 3}, "job: unknown field 'iteratoins'; did you mean 'iterations'?"),
+        ({"straggler": {"degre": 1.2}}, "unknown field 'straggler.degre'; did you mean 'degree'?"),
+        ({"stages": [{"layers": 2, "colour": 1}, {"layers": 2}]}, "unknown field 'stages.0.colour'; known: layers"),
+        ({"schedule": {"stages": 3}}, "stages lists 2 stages, schedule.stages says 3"),
+        ({"schedule": {"name": "gpipe"}}, "schedule.name: Input should be '1f1b' (got 'gpipe')"),
+        ({"schedule": {"stages": 2, "microbatches": 1}}, "2 stages need at least as many microbatches, got 1"),
+        ({"iterations": 10}, "straggler.to_iteration 28 is past the last of 10 iterations"),
+        ({"straggler": {"from_iteration": 1, "to_iteration": 5}}, "is in the 2 warmup_iterations"),
+        ({"straggler": {"from_iteration": 9, "to_iteration": 5}}, "to_iteration 5 is not after from_iteration 9"),
+        ({"straggler": {"from_iteration": 5, "to_iteration": 9, "degree": 0.5}}, "degree: Input should be greater"),
+        ({"sweep": {"clocks_mhz": [1980, 1000]}}, "has no clock of 1000 MHz; the nearest is 990"),
+        ({"sweep": {"clocks_mhz": [1590, 990]}}, "the highest clock, 1980 MHz, must be measured"),
+        ({"name": "../up"}, "name: String should match pattern"),
+        ({"layer": {"forward_s": 0}}, "layer.forward_s: Input should be greater than 0 (got 0)"),
+    ],
+)
+def test_a_bad_job_is_told_by_field_value_and_fix(values: dict[str, object], told: str) -> None:
+    with pytest.raises(JobError) as caught:
+        parse_job(values)
+    assert told in str(caught.value)
+
+
+def test_two_faults_are_told_at_once() -> None:
+    with pytest.raises(JobError) as caught:
+        parse_job({"colour": 1, "iterations": 0})
+    assert "colour" in str(caught.value)
+    assert "iterations" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [("- 1", "expected a mapping"), ("a: [", "while parsing"), (None, "No such file")]
+)
+def test_a_file_that_is_no_job_names_itself(tmp_path: Path, content: str | None, told: str) -> None:
+    path = tmp_path / "job.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(JobError, match=told) as caught:
+        read_job(path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_straggler_lasts_from_its_first_iteration_to_before_its_last() -> None:
+    job = parse_job({"straggler": {"from_iteration": 4, "to_iteration": 6, "degree": 1.5}})
+    assert [job.degree_at(i) for i in range(3, 8)] == [1.0, 1.5, 1.5, 1.0, 1.0]
+
+
+def test_a_backward_costs_twice_a_forward_and_a_stage_its_layers() -> None:
+    job = Job()
+    forward, backward = job.work(0, "forward"), job.work(0, "backward")
+    assert backward.compute_s == pytest.approx(2 * forward.compute_s)
+    heavier = job.work(1, "forward")
+    assert heavier.compute_s / forward.compute_s == pytest.approx(4 / 3)

@@ -1,0 +1,203 @@
+"""A training job as a file: what it trains, in how many stages, what a layer takes, and which straggler is injected."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from control_plane.hardware.gpu_model import H100_SXM, Activity
+from control_plane.hardware.stage_model import StageWork
+
+JOB_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+
+class JobError(ValueError):
+    """The job cannot run as it is written; the message names the field, the value and the fix."""
+
+
+class NoPlannerError(RuntimeError):
+    """No planner can be reached; the message says how to start one."""
+
+    def __init__(self, why: str) -> None:
+        how = "start the control plane with `wattray up --config FILE`, where FILE holds `training: {gpus: 2}`"
+        super().__init__(f"{why}; {how}")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScheduleSettings(_Part):
+    """The order of computations: one forward, one backward (PipeDream-Flush)."""
+
+    name: Literal["1f1b"] = "1f1b"
+    stages: int = Field(2, ge=2, le=16)
+    microbatches: int = Field(6, ge=1, le=256)
+
+    @model_validator(mode="after")
+    def _enough_microbatches(self) -> "ScheduleSettings":
+        if self.microbatches < self.stages:
+            raise ValueError(f"{self.stages} stages need at least as many microbatches, got {self.microbatches}")
+        return self
+
+
+class StageSettings(_Part):
+    """One stage of the pipeline, on one GPU."""
+
+    layers: int = Field(ge=1, le=64)
+
+
+class ModelSettings(_Part):
+    """The network that is really trained: small, so that its arithmetic costs next to nothing."""
+
+    width: int = Field(32, ge=2, le=1024)
+    microbatch_size: int = Field(4, ge=1, le=256)
+    learning_rate: float = Field(0.05, gt=0)
+    seed: int = 7
+
+
+class LayerCost(_Part):
+    """What one layer is charged for one micro-batch on a simulated GPU, at the highest clock."""
+
+    forward_s: float = Field(0.024, gt=0)
+    backward_ratio: float = Field(2.0, gt=0)
+    """A backward takes this many times the forward: gradients of inputs and of weights."""
+    compute_share: float = Field(0.75, gt=0, le=1)
+    """The part that stretches as the clock falls; the rest is memory traffic."""
+    sm: float = Field(0.85, ge=0, le=1)
+    mem: float = Field(0.45, ge=0, le=1)
+    """Shares of SM and memory power while it runs: large matrix products keep the SMs busy."""
+
+
+class SweepSettings(_Part):
+    """Which clocks the job measures itself at."""
+
+    clocks_mhz: tuple[int, ...] = Field((1980, 1845, 1710, 1590, 1470, 1365, 1260, 1155, 1050, 945), min_length=2)
+    idle_s: float = Field(0.1, gt=0)
+    """Blocking power is measured over this long."""
+
+    @model_validator(mode="after")
+    def _clocks_exist(self) -> "SweepSettings":
+        unknown = sorted(set(self.clocks_mhz) - set(H100_SXM.freqs_mhz))
+        if unknown:
+            nearest = H100_SXM.supported_at_most(unknown[0])
+            raise ValueError(f"{H100_SXM.name} has no clock of {unknown[0]} MHz; the nearest is {nearest}")
+        if H100_SXM.max_freq_mhz not in self.clocks_mhz:
+            raise ValueError(f"the highest clock, {H100_SXM.max_freq_mhz} MHz, must be measured")
+        return self
+
+
+class StragglerSettings(_Part):
+    """Another data-parallel pipeline is slow for a while: iterations ``from_iteration`` up to ``to_iteration``."""
+
+    from_iteration: int = Field(ge=0)
+    to_iteration: int = Field(ge=1)
+    degree: float = Field(1.2, gt=1, le=10)
+    """It takes this many times a healthy iteration at full clock."""
+
+    @model_validator(mode="after")
+    def _lasts(self) -> "StragglerSettings":
+        if self.to_iteration <= self.from_iteration:
+            raise ValueError(f"to_iteration {self.to_iteration} is not after from_iteration {self.from_iteration}")
+        return self
+
+    def degree_at(self, iteration: int) -> float:
+        return self.degree if self.from_iteration <= iteration < self.to_iteration else 1.0
+
+
+class Job(_Part):
+    """A whole job file."""
+
+    name: str = Field("pipeline", pattern=JOB_NAME)
+    iterations: int = Field(40, ge=2, le=100_000)
+    warmup_iterations: int = Field(2, ge=1)
+    """Iterations at full clock before the schedule is applied: what all-max clocks take is measured in them."""
+    schedule: ScheduleSettings = ScheduleSettings()
+    stages: tuple[StageSettings, ...] = (StageSettings(layers=3), StageSettings(layers=4))
+    """The last stage is the heavier one, as with a language model's head."""
+    model: ModelSettings = ModelSettings()
+    layer: LayerCost = LayerCost()
+    sweep: SweepSettings = SweepSettings()
+    straggler: StragglerSettings | None = StragglerSettings(from_iteration=14, to_iteration=28)
+    checkpoint_every: int = Field(5, ge=1)
+    max_failures: int = Field(3, ge=0)
+    managed: bool = True
+    """False runs at full clock all the time, without the planner."""
+    compare_losses: bool = False
+    """Train once more at the end, unmanaged and uncharged, and keep those losses beside the run's own."""
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> "Job":
+        if len(self.stages) != self.schedule.stages:
+            raise ValueError(f"stages lists {len(self.stages)} stages, schedule.stages says {self.schedule.stages}")
+        if self.straggler is not None and self.straggler.from_iteration < self.warmup_iterations:
+            raise ValueError(
+                f"straggler.from_iteration {self.straggler.from_iteration} is in the {self.warmup_iterations} "
+                "warmup_iterations, which measure a healthy iteration"
+            )
+        if self.straggler is not None and self.straggler.to_iteration > self.iterations:
+            raise ValueError(
+                f"straggler.to_iteration {self.straggler.to_iteration} is past the last of {self.iterations} iterations"
+            )
+        return self
+
+    def degree_at(self, iteration: int) -> float:
+        """How many times a healthy iteration the slowest other pipeline takes."""
+        return 1.0 if self.straggler is None else self.straggler.degree_at(iteration)
+
+    def work(self, stage: int, instruction: str) -> StageWork:
+        """What a computation of a stage is charged."""
+        layer = self.layer
+        time_s = self.stages[stage].layers * layer.forward_s
+        if instruction == "backward":
+            time_s *= layer.backward_ratio
+        compute_s = time_s * layer.compute_share
+        return StageWork(compute_s, time_s - compute_s, Activity(layer.sm, layer.mem))
+
+
+def parse_job(values: dict[str, Any], source: str = "job") -> Job:
+    """A job from a mapping. Raises JobError naming ``source`` and every field at fault."""
+    try:
+        return Job.model_validate(values)
+    except ValidationError as error:
+        raise JobError("\n".join(_explain(source, dict(item)) for item in error.errors())) from None
+
+
+def read_job(path: Path) -> Job:
+    """A job from a YAML file. Raises JobError."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise JobError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return parse_job(values, str(path))
+
+
+def _explain(source: str, item: dict[str, Any]) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        message = item["msg"].removeprefix("Value error, ")
+        return f"{source}: {path + ': ' if path else ''}{message}" + (f" (got {item['input']!r})" if path else "")
+    known = _known_fields(item["loc"][:-1])
+    close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return f"{source}: unknown field {path!r}; {hint}"
+
+
+def _known_fields(path: tuple[Any, ...]) -> list[str]:
+    part: type[BaseModel] = Job
+    for name in path:
+        if isinstance(name, int):
+            part = StageSettings
+            continue
+        annotation = part.model_fields[name].annotation
+        if name == "straggler":
+            part = StragglerSettings
+        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            part = annotation
+    return sorted(part.model_fields)

@@ -1,0 +1,95 @@
+"""What a training run leaves behind: written into every checkpoint, so that a restarted run goes on with it."""
+
+from pydantic import BaseModel, ConfigDict
+
+from control_plane.training.profile import Choice, ComputationKey
+
+LOG_FILE = "log.json"
+"""Its name in a checkpoint."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SpanRecord(_Part):
+    """One computation, in seconds since its iteration began, in GPU time."""
+
+    stage: int
+    instruction: str
+    microbatch: int
+    begin_s: float
+    end_s: float
+    freq_mhz: int
+
+
+class IterationRecord(_Part):
+    """One iteration, in GPU time; energy is the sum of the GPUs' counters over it, waiting included."""
+
+    iteration: int
+    loss: float
+    time_s: float
+    own_time_s: float
+    """Without the wait for a straggler."""
+    energy_j: float
+    degree: float
+    """The slowest other pipeline takes this many times a healthy iteration at full clock."""
+    straggler_time_s: float
+    """How long that pipeline took; 0 where none lags."""
+    planned_degree: float
+    """The straggler that the clocks in force were chosen for; 0 at full clock, before or without a schedule."""
+    spans: tuple[SpanRecord, ...]
+    """Of the first iteration of its kind; none for those after it."""
+
+    @property
+    def kind(self) -> tuple[float, float]:
+        """Iterations of one kind run alike: same straggler, same schedule."""
+        return self.degree, self.planned_degree
+
+
+class MeasuredChoice(_Part):
+    """A row of the job's own profile."""
+
+    stage: int
+    instruction: str
+    freq_mhz: int
+    time_s: float
+    energy_j: float
+
+
+class ScheduleRecord(_Part):
+    """A clock schedule that was in force, and where it lies on the frontier."""
+
+    degree: float
+    first_iteration: int
+    deadline_s: float
+    planned_time_s: float
+    planned_energy_j: float
+    lower_bound_j: float
+    regime: str
+    t_min_s: float
+    t_star_s: float
+    all_max_time_s: float
+    all_max_energy_j: float
+    blocking_power_w: float
+
+
+class RunLog(_Part):
+    """Everything so far."""
+
+    starts: int = 0
+    """How often the workers were started: 1 without a failure."""
+    profile: tuple[MeasuredChoice, ...] = ()
+    profile_energy_j: float = 0.0
+    blocking_power_w: float = 0.0
+    schedules: tuple[ScheduleRecord, ...] = ()
+    iterations: tuple[IterationRecord, ...] = ()
+    unmanaged_losses: tuple[float, ...] = ()
+    """The same training without charging, clocks or planner, where the job asks for it."""
+
+    def choices(self) -> dict[ComputationKey, tuple[Choice, ...]]:
+        found: dict[ComputationKey, list[Choice]] = {}
+        for row in self.profile:
+            choice = Choice(row.freq_mhz, row.time_s, row.energy_j)
+            found.setdefault((row.stage, row.instruction), []).append(choice)
+        return {key: tuple(measured) for key, measured in found.items()}

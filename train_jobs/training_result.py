@@ -1,0 +1,140 @@
+"""A finished run against all-max clocks: what it saved, what it lost, before, during and after the straggler."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from actors.training_messages import JobFrontier
+from train_jobs.job import Job
+from train_jobs.run_log import IterationRecord, RunLog, ScheduleRecord
+
+BEFORE, DURING, AFTER = "before", "during", "after"
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Iterations before, during or after the straggler, under a schedule, against all-max clocks."""
+
+    name: str
+    iterations: int
+    iteration_time_s: float
+    iteration_energy_j: float
+    all_max_time_s: float
+    all_max_energy_j: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """A finished run. The baseline is every clock at its highest: same iterations, same straggler, from the job's own
+    profile at the highest clock."""
+
+    job: Job
+    log: RunLog
+    frontier: JobFrontier | None
+    energy_j: float
+    baseline_energy_j: float
+    slowdown_ratio: float
+    stragglers_handled: int
+    phases: tuple[Phase, ...]
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        return tuple(record.loss for record in self.log.iterations)
+
+    @property
+    def losses_equal_unmanaged(self) -> bool | None:
+        """None where the job did not ask for the comparison."""
+        return self.losses == self.log.unmanaged_losses if self.log.unmanaged_losses else None
+
+    def report(self) -> dict[str, Any]:
+        """The values of report.json's `training`."""
+        return {
+            "job": self.job.name,
+            "iterations": len(self.log.iterations),
+            "energy_j": self.energy_j,
+            "baseline_energy_j": self.baseline_energy_j,
+            "energy_saved_ratio": 1 - self.energy_j / self.baseline_energy_j,
+            "slowdown_ratio": self.slowdown_ratio,
+            "stragglers_handled": self.stragglers_handled,
+            "phases": [asdict(phase) for phase in self.phases],
+            "schedules": [schedule.model_dump() for schedule in self.log.schedules],
+            "profile_energy_j": self.log.profile_energy_j,
+            "worker_starts": self.log.starts,
+            "losses_equal_unmanaged": self.losses_equal_unmanaged,
+            "losses": self.losses,
+        }
+
+    def to_json(self) -> str:
+        return TypeAdapter(_Written).dump_json(_Written(self.job, self.log, self.frontier)).decode()
+
+    @staticmethod
+    def from_json(text: str) -> "TrainingResult":
+        written = TypeAdapter(_Written).validate_json(text)
+        return account(written.job, written.log, written.frontier)
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A run as it is written; the rest follows from it."""
+
+    job: Job
+    log: RunLog
+    frontier: JobFrontier | None
+
+
+def account(job: Job, log: RunLog, frontier: JobFrontier | None) -> TrainingResult:
+    """The run against all-max clocks. A run without a schedule is its own baseline."""
+    records = log.iterations
+    baseline = [_all_max(record, log.schedules) for record in records]
+    ideal_s = sum(time_s for time_s, _ in baseline)
+    handled = {s.degree for s in log.schedules if s.degree > 1}
+    served = {r.degree for r in records if r.degree > 1 and r.planned_degree == r.degree} & handled
+    return TrainingResult(
+        job=job,
+        log=log,
+        frontier=frontier,
+        energy_j=sum(record.energy_j for record in records),
+        baseline_energy_j=sum(energy_j for _, energy_j in baseline),
+        slowdown_ratio=sum(record.time_s for record in records) / ideal_s,
+        stragglers_handled=len(served),
+        phases=_phases(job, records, baseline),
+    )
+
+
+def _all_max(record: IterationRecord, schedules: Sequence[ScheduleRecord]) -> tuple[float, float]:
+    """Time and energy of this iteration with every clock at its highest, under the same straggler."""
+    if not schedules:
+        return record.time_s, record.energy_j
+    known = schedules[0]
+    time_s = max(known.all_max_time_s, record.straggler_time_s)
+    return time_s, known.all_max_energy_j + known.blocking_power_w * (time_s - known.all_max_time_s)
+
+
+def _phases(job: Job, records: Sequence[IterationRecord], baseline: Sequence[tuple[float, float]]) -> tuple[Phase, ...]:
+    phases = []
+    for name in (BEFORE, DURING, AFTER):
+        mine = [(r, b) for r, b in zip(records, baseline, strict=True) if phase_of(job, r) == name]
+        if mine:
+            count = len(mine)
+            phases.append(
+                Phase(
+                    name,
+                    count,
+                    sum(r.time_s for r, _ in mine) / count,
+                    sum(r.energy_j for r, _ in mine) / count,
+                    sum(time_s for _, (time_s, _) in mine) / count,
+                    sum(energy_j for _, (_, energy_j) in mine) / count,
+                )
+            )
+    return tuple(phases)
+
+
+def phase_of(job: Job, record: IterationRecord) -> str:
+    """Iterations at full clock, before the first schedule came, are of no phase ("")."""
+    if record.planned_degree == 0:
+        return ""
+    if job.straggler is None or record.iteration < job.straggler.from_iteration:
+        return BEFORE
+    return DURING if record.iteration < job.straggler.to_iteration else AFTER

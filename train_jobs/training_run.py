@@ -1,0 +1,108 @@
+"""Runs a training job on Ray Train and accounts for it: one call, one typed result."""
+
+import secrets
+import tempfile
+from pathlib import Path
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from actors.runtime import NAMESPACE, PERSEUS_PLANNER, actor, gpu_agent_name
+from actors.training_messages import JobFrontier, TrainingSite
+from train_jobs.job import Job, JobError, NoPlannerError
+from train_jobs.run_log import LOG_FILE, RunLog
+from train_jobs.training_result import TrainingResult, account
+from train_jobs.worker import work
+
+CALL_TIMEOUT_S = 15.0
+WORKER_CPUS = 0.1
+"""A worker sleeps while its simulated GPU computes."""
+
+
+def connect(address: str) -> None:
+    """Join the Ray at ``address`` as a job's driver.
+
+    Ray Train's guard of its placement group looks for "the" Ray of the host; where several run it must be told which,
+    or it takes the job for dead and ends it.
+    """
+    ray.init(
+        address=address,
+        namespace=NAMESPACE,
+        runtime_env={"env_vars": {"RAY_ADDRESS": address}},
+        logging_level="warning",
+        log_to_driver=False,
+    )
+
+
+def run_training(job: Job) -> TrainingResult:
+    """Run the job to its end on the Ray this process has joined (see ``connect``); blocks.
+
+    Raises JobError where it does not fit the cluster, NoPlannerError where none plans, and
+    ray.train.TrainingFailedError past ``max_failures``.
+    """
+    site = training_site()
+    uuids = _free_gpus(job, site)
+    config = {"job": job.model_dump(mode="json"), "site": site, "gpu_uuids": uuids}
+    storage = Path(tempfile.gettempdir()) / site.run_dir / "train"
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.schedule.stages,
+            resources_per_worker={"CPU": WORKER_CPUS},
+            label_selector={"ray.io/node-id": site.node_id},
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{job.name}-{secrets.token_hex(3)}",
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=job.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    checkpoint = trainer.fit().checkpoint
+    if checkpoint is None:
+        raise RuntimeError(f"job {job.name} ended without a checkpoint")
+    with checkpoint.as_directory() as folder:
+        log = RunLog.model_validate_json((Path(folder) / LOG_FILE).read_text())
+    return account(job, log, _frontier(job))
+
+
+def training_site() -> TrainingSite:
+    """Where training may run. Raises NoPlannerError."""
+    try:
+        site: TrainingSite = ray.get(actor(PERSEUS_PLANNER).site.remote(), timeout=CALL_TIMEOUT_S)
+    except ValueError:
+        raise NoPlannerError("no perseus_planner runs on this Ray") from None
+    return site
+
+
+def _free_gpus(job: Job, site: TrainingSite) -> tuple[str, ...]:
+    """GPUs that no other job drives, one per stage."""
+    stages = job.schedule.stages
+    if len(site.gpu_uuids) < stages:
+        raise JobError(
+            f"job {job.name} has {stages} stages and needs as many GPUs; the control plane keeps "
+            f"{len(site.gpu_uuids)} for training: set training.gpus to at least {stages} and start it again"
+        )
+    leases = ray.get(actor(gpu_agent_name(site.node_id)).leases.remote(), timeout=CALL_TIMEOUT_S)
+    free = [uuid for uuid in site.gpu_uuids if uuid not in leases]
+    if len(free) < stages:
+        owners = sorted({leases[uuid][0] for uuid in site.gpu_uuids if uuid in leases})
+        raise JobError(
+            f"job {job.name} needs {stages} GPUs, {len(free)} of {len(site.gpu_uuids)} training GPUs are free; "
+            f"the others are leased to {', '.join(owners)}"
+        )
+    return tuple(free[:stages])
+
+
+def _frontier(job: Job) -> JobFrontier | None:
+    if not job.managed:
+        return None
+    try:
+        frontier: JobFrontier = ray.get(actor(PERSEUS_PLANNER).frontier.remote(job.name), timeout=CALL_TIMEOUT_S)
+    except (ValueError, ray.exceptions.RayError):
+        # The planner went away after the last iteration: the run stands, its report lacks one plot.
+        return None
+    return frontier
