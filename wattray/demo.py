@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from control_plane.serving.fleet import load_of
 from control_plane.settings import Settings, parse_settings
 from control_plane.simulation.traces import demo_shape, read_azure, synthetic_conversation, window
 from control_plane.simulation.what_if import simulate_single_pool, simulate_wattray
+from train_jobs.background import TrainingProcess, start_training
+from train_jobs.job import Job
+from train_jobs.training_result import TrainingResult
 from wattray import lifecycle
 from wattray.errors import WattrayError
 from wattray.load_generator import Progress, Sent, replay
@@ -32,6 +36,7 @@ from wattray.report.serving_report import (
     tbt_figure,
     ttft_figure,
 )
+from wattray.report.training_report import training_cards, training_section
 
 DEMO_SETTINGS: dict[str, Any] = {
     "cadence": {"cluster_s": 20.0, "pool_s": 10.0, "frequency_s": 2.0},
@@ -39,6 +44,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "forecast": {"bin_s": 5.0, "window_bins": 4, "quantile_z": 0.5, "peak_hold_s": 0.0},
     "frequency": {"headroom_ratio": 0.15, "urgent_wait_ratio": 0.5},
     "serve": {"overhead_s": 0.06},
+    "training": {"gpus": 2},
 }
 """A day's decisions in two minutes: the cadences are shortened with it, and the allowance for noise is smaller because
 windows of seconds are noisy themselves. Two cores that also run Ray, the client and the GPUs add 60 ms to a first
@@ -46,6 +52,8 @@ token where a server adds 30."""
 
 EXPECTED_OUTPUT_TOKENS = 200
 LOOK_EVERY_S = 2.0
+TRAINING_START_S, TRAINING_END_S = 90.0, 90.0
+"""Patience with the training job: to its first iteration, and from the trace's end to its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,8 @@ class Played:
     """Seconds since the epoch."""
     lasted_s: float
     counters_j: dict[str, float]
-    """Energy each GPU's own counter gained."""
+    """Energy each serving GPU's own counter gained."""
+    training: TrainingResult
 
 
 def demo_settings(overrides: dict[str, Any], source: str) -> Settings:
@@ -100,25 +109,50 @@ def run_demo(
 ) -> dict[str, Any]:
     """Bring everything up, replay, take everything down, write the reports; returns what report.json holds."""
     running = lifecycle.up(settings, ports, first_load(trace), address=None, say=say, own_head=True)
+    training = None
     try:
+        say("starting a pipeline-parallel training job beside it")
+        training = start_training(demo_job(), running.address, Path(tempfile.gettempdir()) / running.run_dir / "training")
+        _wait_until_it_trains(training)
         say(f"replaying {len(trace)} requests over {trace[-1].arrival_s:.0f} s at {running.router_url}")
-        played = asyncio.run(_play(settings, running, trace, watch))
+        played = asyncio.run(_play(settings, running, trace, training, say, watch))
     finally:
+        if training is not None:
+            training.stop()
         say("taking everything down")
         lifecycle.down(running, say)
     say("simulating the static baseline on the same requests")
     return write_reports(settings, trace, played, out)
 
 
+def demo_job() -> Job:
+    """The training half: about as long as the trace, with a straggler in its middle third."""
+    return Job(name="demo", compare_losses=True)
+
+
+def _wait_until_it_trains(training: TrainingProcess) -> None:
+    """Until the job has measured itself and registered: torch's start-up would disturb the first requests."""
+    planner = runtime.actor(runtime.PERSEUS_PLANNER)
+    deadline_s = time.monotonic() + TRAINING_START_S
+    while not ray.get(planner.jobs.remote(), timeout=30):
+        if training.process.poll() is not None or time.monotonic() > deadline_s:
+            training.result(timeout_s=1.0)
+            raise WattrayError(f"the training job did not register within {TRAINING_START_S:.0f} s")
+        time.sleep(0.5)
+
+
 async def _play(
     settings: Settings,
     running: Running,
     trace: Sequence[Request],
+    training: TrainingProcess,
+    say: Callable[[str], None],
     watch: Callable[[Progress, Moment | None], None],
 ) -> Played:
     manager = runtime.actor(runtime.CLUSTER_MANAGER)
     moments: list[Moment] = []
     progress = Progress(len(trace))
+    site = await runtime.actor(runtime.PERSEUS_PLANNER).site.remote()
     before = await _counters()
     began_s, began_mono_s = time.time(), time.monotonic()
 
@@ -146,8 +180,10 @@ async def _play(
     lasted_s = time.monotonic() - began_mono_s
     after = await _counters()
     decisions: tuple[Decision, ...] = await manager.explain.remote(1000)
-    counters_j = {uuid: after[uuid] - before[uuid] for uuid in after}
-    return Played(sent, moments, decisions, began_s, lasted_s, counters_j)
+    counters_j = {uuid: after[uuid] - before[uuid] for uuid in after if uuid not in site.gpu_uuids}
+    say("waiting for the training job to end")
+    result = await asyncio.to_thread(training.result, TRAINING_END_S)
+    return Played(sent, moments, decisions, began_s, lasted_s, counters_j, result)
 
 
 async def _counters() -> dict[str, float]:
@@ -172,7 +208,7 @@ def moment_of(status: ControlPlaneStatus, at_s: float) -> Moment:
 
 def write_reports(settings: Settings, trace: Sequence[Request], played: Played, out: Path) -> dict[str, Any]:
     """report.json and report.html in ``out``; returns the former's content."""
-    slo, gpus = settings.slo.slo(), settings.gpu.count
+    slo, gpus = settings.slo.slo(), settings.serving_gpus
     profile = runtime.planning_profile(settings)
     replicas, pool = simulate_single_pool(trace, profile, gpus, slo, until_s=played.lasted_s)
     virtual = simulate_wattray(trace, settings, profile, until_s=played.lasted_s)
@@ -223,6 +259,7 @@ def write_reports(settings: Settings, trace: Sequence[Request], played: Played, 
         Card(f"{attainment:.1%}", "of requests met their SLO"),
         Card(f"{len(completed)} / {len(played.sent)}", "requests completed"),
         Card(str(len(played.decisions)), "decisions taken"),
+        *training_cards(played.training),
     ]
     figures = [
         power_figure(played.moments, baselines),
@@ -232,17 +269,19 @@ def write_reports(settings: Settings, trace: Sequence[Request], played: Played, 
         tbt_figure(played.sent, slo),
     ]
     note = (
-        f"{gpus} simulated H100s; real HTTP requests through Ray Serve at the trace's arrival times. Energy is the sum "
-        "of the simulated GPUs' counters, idle GPUs included, over the same time as the baseline, which is simulated "
-        f"on the same requests: the fewest TP{max(profile.tps)} replicas at full clock that hold the SLO for 99 %."
+        f"One simulated node, {gpus} H100s for serving and {settings.training.gpus} for training. Real HTTP requests go "
+        "through Ray Serve at the trace's arrival times. Serving energy is the sum of its simulated GPUs' counters, idle "
+        "GPUs included, over the same time as the baseline, which is simulated on the same requests: the fewest "
+        f"TP{max(profile.tps)} replicas at full clock that hold the SLO for 99 %."
     )
     table = decisions_table(played.decisions, played.began_s)
     sections = [
         Section("Serving", f"Profile: {profile.name}.", figures),
+        training_section(played.training),
         Section("Decisions", "Every action of the control plane and why it was taken.", (), table),
     ]
     write_page(out / "report.html", "wattray demo", note, cards, sections)
-    report = {"serving": serving}
+    report = {"serving": serving, "training": played.training.report()}
     (out / "report.json").write_text(json.dumps(report, indent=1))
     return report
 

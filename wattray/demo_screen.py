@@ -74,6 +74,11 @@ class DemoScreen:
         ttft = f"{serving['ttft_p50_s'] * 1000:.0f} / {serving['ttft_p99_s'] * 1000:.0f} ms"
         table.add_row("TTFT p50 / p99", ttft)
         table.add_row("decisions", str(len(serving["decisions"])))
+        training = report["training"]
+        against = f"{training['energy_j']:.0f} J against {training['baseline_energy_j']:.0f} J at full clock"
+        table.add_row("training energy", f"{against}, [green]{training['energy_saved_ratio']:.1%}[/] saved")
+        table.add_row("training iteration time over full clock's", f"{training['slowdown_ratio']:.4f}")
+        table.add_row("stragglers handled", str(training["stragglers_handled"]))
         self._console.print(table)
         for decision in serving["decisions"][-5:]:
             self._console.print(

@@ -32,11 +32,12 @@ def wattray_fleet(
 def simulate_wattray(
     requests: Trace | Sequence[Request], settings: Settings, profile: MachineProfile, until_s: float | None = None
 ) -> Simulated:
-    """wattray on a trace and on all the GPUs of the settings, idle ones billed."""
+    """wattray on a trace and on all the serving GPUs of the settings, idle ones billed."""
     trace = requests if isinstance(requests, Trace) else Trace.of(requests)
-    fleet = wattray_fleet(trace, settings, profile, settings.gpu.count, profile.gpu.idle_w)
+    gpus = settings.serving_gpus
+    fleet = wattray_fleet(trace, settings, profile, gpus, profile.gpu.idle_w)
     startup_s = 0.0 if settings.serve.warm_start else settings.sharding.startup_s
-    return SimulatedCluster(profile, settings.gpu.count, fleet, startup_s).run(trace, until_s)
+    return SimulatedCluster(profile, gpus, fleet, startup_s).run(trace, until_s)
 
 
 def simulate_single_pool(
