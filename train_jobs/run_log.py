@@ -39,7 +39,7 @@ class IterationRecord(_Part):
     planned_degree: float
     """The straggler that the clocks in force were chosen for; 0 at full clock, before or without a schedule."""
     spans: tuple[SpanRecord, ...]
-    """Of the first iteration of its kind; none for those after it."""
+    """Of the first iteration after a change; none for those like it."""
 
     @property
     def kind(self) -> tuple[float, float]:

@@ -37,8 +37,6 @@ log = logging.getLogger(__name__)
 
 NS = 1e-9
 RESUME_PATIENCE_S = 10.0
-MEMORY = 1000
-"""Spans of an iteration are kept where none of this many before it ran alike."""
 
 Value = TypeVar("Value")
 
@@ -191,7 +189,7 @@ class _Rank:
             planned_degree=0.0 if self._schedule is None else self._schedule.degree,
             spans=(),
         )
-        if all(r.kind != record.kind for r in self._records[-MEMORY:]):
+        if not self._records or self._records[-1].kind != record.kind:
             spans = tuple(_span_record(span) for _, spans, _ in gathered for span in spans)
             record = record.model_copy(update={"spans": spans})
         self._records.append(record)

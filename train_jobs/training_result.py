@@ -87,7 +87,7 @@ class _Written:
 def account(job: Job, log: RunLog, frontier: JobFrontier | None) -> TrainingResult:
     """The run against all-max clocks. A run without a schedule is its own baseline."""
     records = log.iterations
-    baseline = [_all_max(record, log.schedules) for record in records]
+    baseline = [all_max_of(record, log.schedules) for record in records]
     ideal_s = sum(time_s for time_s, _ in baseline)
     handled = {s.degree for s in log.schedules if s.degree > 1}
     served = {r.degree for r in records if r.degree > 1 and r.planned_degree == r.degree} & handled
@@ -103,7 +103,7 @@ def account(job: Job, log: RunLog, frontier: JobFrontier | None) -> TrainingResu
     )
 
 
-def _all_max(record: IterationRecord, schedules: Sequence[ScheduleRecord]) -> tuple[float, float]:
+def all_max_of(record: IterationRecord, schedules: Sequence[ScheduleRecord]) -> tuple[float, float]:
     """Time and energy of this iteration with every clock at its highest, under the same straggler."""
     if not schedules:
         return record.time_s, record.energy_j
