@@ -40,14 +40,14 @@ from wattray.report.training_report import training_cards, training_section
 
 DEMO_SETTINGS: dict[str, Any] = {
     "cadence": {"cluster_s": 20.0, "pool_s": 10.0, "frequency_s": 2.0},
-    "sharding": {"scale_down_hold_s": 15.0, "startup_s": 5.0, "headroom_ratio": 0.05},
+    "sharding": {"scale_down_hold_s": 20.0, "startup_s": 5.0, "headroom_ratio": 0.05},
     "forecast": {"bin_s": 5.0, "window_bins": 4, "quantile_z": 0.5, "peak_hold_s": 0.0},
-    "frequency": {"headroom_ratio": 0.15, "urgent_wait_ratio": 0.5},
-    "serve": {"overhead_s": 0.06},
+    "frequency": {"headroom_ratio": 0.25, "urgent_wait_ratio": 0.3},
+    "serve": {"overhead_s": 0.08},
     "training": {"gpus": 2},
 }
 """A day's decisions in two minutes: the cadences are shortened with it, and the allowance for noise is smaller because
-windows of seconds are noisy themselves. Two cores that also run Ray, the client and the GPUs add 60 ms to a first
+windows of seconds are noisy themselves. Two cores that also run Ray, the client and the GPUs add up to 80 ms to a first
 token where a server adds 30."""
 
 EXPECTED_OUTPUT_TOKENS = 200
@@ -112,7 +112,9 @@ def run_demo(
     training = None
     try:
         say("starting a pipeline-parallel training job beside it")
-        training = start_training(demo_job(), running.address, Path(tempfile.gettempdir()) / running.run_dir / "training")
+        training = start_training(
+            demo_job(), running.address, Path(tempfile.gettempdir()) / running.run_dir / "training"
+        )
         _wait_until_it_trains(training)
         say(f"replaying {len(trace)} requests over {trace[-1].arrival_s:.0f} s at {running.router_url}")
         played = asyncio.run(_play(settings, running, trace, training, say, watch))
@@ -269,9 +271,9 @@ def write_reports(settings: Settings, trace: Sequence[Request], played: Played, 
         tbt_figure(played.sent, slo),
     ]
     note = (
-        f"One simulated node, {gpus} H100s for serving and {settings.training.gpus} for training. Real HTTP requests go "
-        "through Ray Serve at the trace's arrival times. Serving energy is the sum of its simulated GPUs' counters, idle "
-        "GPUs included, over the same time as the baseline, which is simulated on the same requests: the fewest "
+        f"One simulated node, {gpus} H100s for serving and {settings.training.gpus} for training. Real HTTP requests "
+        "go through Ray Serve at the trace's arrival times. Serving energy is the sum of its simulated GPUs' counters, "
+        "idle GPUs included, over the same time as the baseline, which is simulated on the same requests: the fewest "
         f"TP{max(profile.tps)} replicas at full clock that hold the SLO for 99 %."
     )
     table = decisions_table(played.decisions, played.began_s)
