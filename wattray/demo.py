@@ -4,7 +4,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ async def _play(
         while True:
             try:
                 status: ControlPlaneStatus = await manager.status.remote()
-                moments.append(moment_of(status, time.monotonic() - began_mono_s))
+                moments.append(moment_of(status, time.monotonic() - began_mono_s, site.gpu_uuids))
             except ray.exceptions.RayError:
                 # A control actor is being restarted: the plots have a gap, the requests have none.
                 pass
@@ -193,7 +193,9 @@ async def _counters() -> dict[str, float]:
     return {reading.uuid: reading.energy_j for answer in answers for reading in answer}
 
 
-def moment_of(status: ControlPlaneStatus, at_s: float) -> Moment:
+def moment_of(status: ControlPlaneStatus, at_s: float, training_gpus: Collection[str]) -> Moment:
+    """One look at the serving half."""
+    serving = [gpu for gpu in status.gpus if gpu.uuid not in training_gpus]
     ready: dict[str, int] = {}
     clocks: dict[str, int] = {}
     for pool in status.pools:
@@ -205,7 +207,8 @@ def moment_of(status: ControlPlaneStatus, at_s: float) -> Moment:
                 name = f"{pool.pool} TP{replica.tp} {replica.replica_id[:4]}"
                 clocks[name] = pool.clocks_mhz[replica.replica_id]
     load = {str(pool.pool): pool.load_rps for pool in status.pools}
-    return Moment(at_s, status.power_w, status.energy_j, clocks, ready, load)
+    power_w, energy_j = sum(gpu.power_w for gpu in serving), sum(gpu.energy_j for gpu in serving)
+    return Moment(at_s, power_w, energy_j, clocks, ready, load)
 
 
 def write_reports(settings: Settings, trace: Sequence[Request], played: Played, out: Path) -> dict[str, Any]:

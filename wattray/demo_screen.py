@@ -66,7 +66,7 @@ class DemoScreen:
         serving = report["serving"]
         table = Table(title="wattray demo (simulated GPUs, real requests)", show_header=False)
         saved = serving["energy_saved_ratio"]
-        table.add_row("energy, all GPUs, idle ones too", f"{serving['energy_j'] / 1000:.0f} kJ")
+        table.add_row("serving energy, idle GPUs too", f"{serving['energy_j'] / 1000:.0f} kJ")
         table.add_row(f"baseline: {serving['baseline']}", f"{serving['baseline_energy_j'] / 1000:.0f} kJ")
         table.add_row("saved", f"[green]{saved:.1%}[/]")
         table.add_row("requests completed", f"{serving['requests_completed']} of {serving['requests_sent']}")

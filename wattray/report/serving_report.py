@@ -56,7 +56,7 @@ def power_figure(moments: Sequence[Moment], baselines: Sequence[Baseline]) -> go
             name=f"{baseline.name}, simulated",
             line={"color": colour, "dash": "dot" if colour == BLUE else "solid"},
         )
-    return _dressed(figure, "Power of all GPUs, idle ones too", "kW", zero=True)
+    return _dressed(figure, "Power of the serving GPUs, idle ones too", "kW", zero=True)
 
 
 def clocks_figure(moments: Sequence[Moment]) -> go.Figure:
