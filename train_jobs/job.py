@@ -13,6 +13,9 @@ from control_plane.hardware.stage_model import StageWork
 JOB_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 
+STEPS = ("forward", "backward")
+
+
 class JobError(ValueError):
     """The job cannot run as it is written; the message names the field, the value and the fix."""
 
@@ -111,7 +114,7 @@ class Job(_Part):
     """A whole job file."""
 
     name: str = Field("pipeline", pattern=JOB_NAME)
-    iterations: int = Field(40, ge=2, le=100_000)
+    iterations: int = Field(34, ge=2, le=100_000)
     warmup_iterations: int = Field(2, ge=1)
     """Iterations at full clock before the schedule is applied: what all-max clocks take is measured in them."""
     schedule: ScheduleSettings = ScheduleSettings()
@@ -120,7 +123,7 @@ class Job(_Part):
     model: ModelSettings = ModelSettings()
     layer: LayerCost = LayerCost()
     sweep: SweepSettings = SweepSettings()
-    straggler: StragglerSettings | None = StragglerSettings(from_iteration=14, to_iteration=28)
+    straggler: StragglerSettings | None = StragglerSettings(from_iteration=12, to_iteration=22)
     checkpoint_every: int = Field(5, ge=1)
     max_failures: int = Field(3, ge=0)
     managed: bool = True
@@ -155,6 +158,21 @@ class Job(_Part):
             time_s *= layer.backward_ratio
         compute_s = time_s * layer.compute_share
         return StageWork(compute_s, time_s - compute_s, Activity(layer.sm, layer.mem))
+
+    @property
+    def healthy_s(self) -> float:
+        """GPU time of an iteration at full clock: every stage once, and the heaviest for the other micro-batches."""
+        stages = range(self.schedule.stages)
+        times_s = [sum(self.work(s, name).time_s(H100_SXM, H100_SXM.max_freq_mhz) for name in STEPS) for s in stages]
+        return sum(times_s) + (self.schedule.microbatches - 1) * max(times_s)
+
+
+def job_lasting(seconds: float, **fields: Any) -> Job:
+    """The default pipeline for about so many seconds of GPU time (at least a dozen iterations), the straggler in the
+    middle third. Worker start and self-measurement take another half minute."""
+    iterations = max(12, round(seconds / (Job().healthy_s * (1 + 0.2 / 3))))
+    straggler = StragglerSettings(from_iteration=iterations // 3, to_iteration=2 * iterations // 3)
+    return Job(iterations=iterations, straggler=straggler, **fields)
 
 
 def parse_job(values: dict[str, Any], source: str = "job") -> Job:

@@ -8,7 +8,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from actors.runtime import NAMESPACE, PERSEUS_PLANNER, actor, gpu_agent_name
+from actors.runtime import PERSEUS_PLANNER, actor, gpu_agent_name
 from actors.training_messages import JobFrontier, TrainingSite
 from train_jobs.job import Job, JobError, NoPlannerError
 from train_jobs.run_log import LOG_FILE, RunLog
@@ -28,7 +28,6 @@ def connect(address: str) -> None:
     """
     ray.init(
         address=address,
-        namespace=NAMESPACE,
         runtime_env={"env_vars": {"RAY_ADDRESS": address}},
         logging_level="warning",
         log_to_driver=False,

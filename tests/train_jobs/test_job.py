@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from train_jobs.job import Job, JobError, parse_job, read_job
+from train_jobs.job import Job, JobError, job_lasting, parse_job, read_job
 
 
 def test_an_empty_file_is_the_default_job(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_an_empty_file_is_the_default_job(tmp_path: Path) -> None:
         ({"schedule": {"stages": 3}}, "stages lists 2 stages, schedule.stages says 3"),
         ({"schedule": {"name": "gpipe"}}, "schedule.name: Input should be '1f1b' (got 'gpipe')"),
         ({"schedule": {"stages": 2, "microbatches": 1}}, "2 stages need at least as many microbatches, got 1"),
-        ({"iterations": 10}, "straggler.to_iteration 28 is past the last of 10 iterations"),
+        ({"iterations": 10}, "straggler.to_iteration 22 is past the last of 10 iterations"),
         ({"straggler": {"from_iteration": 1, "to_iteration": 5}}, "is in the 2 warmup_iterations"),
         ({"straggler": {"from_iteration": 9, "to_iteration": 5}}, "to_iteration 5 is not after from_iteration 9"),
         ({"straggler": {"from_iteration": 5, "to_iteration": 9, "degree": 0.5}}, "degree: Input should be greater"),
@@ -65,3 +65,16 @@ def test_a_backward_costs_twice_a_forward_and_a_stage_its_layers() -> None:
     assert backward.compute_s == pytest.approx(2 * forward.compute_s)
     heavier = job.work(1, "forward")
     assert heavier.compute_s / forward.compute_s == pytest.approx(4 / 3)
+
+
+def test_a_healthy_iteration_is_every_stage_once_and_the_heaviest_for_the_rest() -> None:
+    assert Job().healthy_s == pytest.approx(0.216 + 0.288 + 5 * 0.288)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 60.0, 90.0])
+def test_a_job_lasts_as_long_as_asked_with_the_straggler_in_its_middle(seconds: float) -> None:
+    job = job_lasting(seconds, compare_losses=True)
+    lasts_s = sum(job.healthy_s * job.degree_at(number) for number in range(job.iterations))
+    assert lasts_s == pytest.approx(max(seconds, 12 * job.healthy_s * 1.0667), rel=0.05)
+    assert job.straggler is not None
+    assert 0 < job.straggler.from_iteration < job.straggler.to_iteration < job.iterations
