@@ -27,13 +27,18 @@ class RoundingSettings:
     low_end: float = 1.5
     """Exponent of the library's deadlines: above 1 they crowd near T_min, where jobs run."""
     periodic_every: int = 4
-    """Every which deadline of the library also tries a plan that repeats itself: worth most near T_min."""
+    """Every which deadline of the library also tries plans that repeat themselves: worth most near T_min."""
+    spreads: tuple[float, ...] = (0.0, 0.05)
+    """How far from the pace, as a share of it, the two rounds may be that a repeating plan alternates."""
     neighbours: int = 3
     """Library plans tried on either side of a deadline."""
     buckets: int = 128
     """Finish times kept apart per computation in the dynamic programme."""
     sweeps: int = 12
-    """Visits of every chain in one search; a sweep of 1,500 computations takes half a millisecond."""
+    """Visits of every path in one search; a sweep of 1,500 computations takes three milliseconds."""
+    fewest_sweeps: int = 3
+    sweep_work: int = 8_000_000
+    """Operations timed in one search (each visit times all): large DAGs get fewer sweeps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,12 +47,43 @@ class PeriodMenu:
 
     kinds: tuple[int, ...]
     time_s: FloatArray
+    effective_j: FloatArray
     choices: IntArray
+
+    def cheapest_mix(self, pace_s: float, spread_s: float) -> tuple[int, int, float]:
+        """The round within the pace, the one past it and the latter's share that keep the pace at least cost."""
+        within = max(1, int(np.searchsorted(self.time_s, pace_s * (1 + 1e-12), side="right")))
+        first = min(within - 1, int(np.searchsorted(self.time_s, pace_s - spread_s)))
+        last = max(within, int(np.searchsorted(self.time_s, pace_s + spread_s, side="right")))
+        best = (float(self.effective_j[within - 1]), within - 1, within - 1, 0.0)
+        for fast in range(first, within):
+            for slow in range(within, last):
+                share = max(0.0, pace_s - self.time_s[fast]) / (self.time_s[slow] - self.time_s[fast])
+                mean_j = (1 - share) * self.effective_j[fast] + share * self.effective_j[slow]
+                best = min(best, (float(mean_j), fast, slow, float(share)))
+        return best[1:]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Paths:
+    """Chains of operations that follow one another: path i is `ops[first[i]:first[i + 1]]`."""
+
+    first: IntArray
+    ops: IntArray
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def __getitem__(self, path: int) -> IntArray:
+        return self.ops[self.first[path] : self.first[path + 1]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundingProblem:
-    """A DAG as the kernels read it; `paths` covers it with chains of operations that follow one another."""
+    """A DAG as the kernels read it.
+
+    `chains` covers it along the stages; `paths` covers it a second time, along the micro-batches.
+    """
 
     dag: Dag
     settings: RoundingSettings
@@ -58,8 +94,8 @@ class RoundingProblem:
     choice_first: IntArray
     choice_time_s: FloatArray
     choice_effective_j: FloatArray
-    path_first: IntArray
-    path_ops: IntArray
+    chains: Paths
+    paths: Paths
     menus: tuple[PeriodMenu, ...]
 
     def rows(self, chosen: IntArray) -> IntArray:
@@ -148,9 +184,8 @@ def rounding_problem(dag: Dag, settings: RoundingSettings | None = None) -> Roun
     listed = [(choice, computation) for computation in dag.computations for choice in computation.choices]
     before_first, before = predecessors(dag)
     after_first, after = successors(dag)
-    paths = _path_cover(dag, before_first, before)
-    path_first = np.zeros(len(paths) + 1, np.int64)
-    np.cumsum([len(path) for path in paths], out=path_first[1:])
+    chains = _path_cover(dag, before_first, before, along_stages=True)
+    across = _path_cover(dag, before_first, before, along_stages=False)
     return RoundingProblem(
         dag=dag,
         settings=settings or RoundingSettings(),
@@ -161,9 +196,9 @@ def rounding_problem(dag: Dag, settings: RoundingSettings | None = None) -> Roun
         choice_first=choice_first,
         choice_time_s=np.array([choice.time_s for choice, _ in listed]),
         choice_effective_j=np.array([computation.effective_j(choice) for choice, computation in listed]),
-        path_first=path_first,
-        path_ops=np.array([op for path in paths for op in path], np.int64),
-        menus=tuple(_period_menu(dag, path) for path in paths),
+        chains=_paths(chains),
+        paths=_paths(chains + across),
+        menus=tuple(_period_menu(dag, chain) for chain in chains),
     )
 
 
@@ -178,8 +213,9 @@ def prepare(problem: RoundingProblem, frontier: Frontier) -> PlanLibrary:
     for i, deadline_s in enumerate(deadlines_s.tolist()):
         found += _first_plans(problem, frontier, deadline_s)
         if i % settings.periodic_every == 0 and deadline_s < frontier.t_star_s:
-            periodic = _by_period(problem, frontier.relaxed(deadline_s))
-            found += [] if periodic is None else [periodic]
+            point = frontier.within(deadline_s)
+            periodic = [_by_period(problem, frontier, point, spread) for spread in settings.spreads]
+            found += [plan for plan in periodic if plan is not None]
     polished: list[RoundedPlan] = []
     for plan in _lower_hull(problem.dag, found):
         own = timed(problem, frontier.within(max(plan.finish_time_s, frontier.t_min_s)), plan.chosen)
@@ -299,8 +335,8 @@ def _by_windows(problem: RoundingProblem, relaxed: RelaxedPlan) -> RoundedPlan |
         problem.choice_first,
         problem.choice_time_s,
         problem.choice_effective_j,
-        problem.path_first,
-        problem.path_ops,
+        problem.chains.first,
+        problem.chains.ops,
         relaxed.start_s,
         relaxed.finish_s,
         0.5,
@@ -337,20 +373,23 @@ def _filled(problem: RoundingProblem, point: FrontierPoint, chosen: IntArray) ->
     return None
 
 
-def _by_period(problem: RoundingProblem, relaxed: RelaxedPlan) -> RoundedPlan | None:
-    """Every chain repeats its cheapest round within the pace of the slowest; then ends are sped up to fit."""
+def _by_period(problem: RoundingProblem, frontier: Frontier, point: FrontierPoint, spread: float) -> RoundedPlan | None:
+    """Every chain repeats its cheapest rounds at the pace of the slowest; then ends are sped up to fit.
+
+    A chain's slow rounds come one micro-batch after the slow rounds of the chain before, so that a backward
+    that comes late finds the next chain's float still unspent.
+    """
     dag = problem.dag
-    duration_s = relaxed.duration_s
-    typical_s = [
-        float(np.median(duration_s[dag.kind == kind])) if (dag.kind == kind).any() else 0.0
-        for kind in range(len(dag.computations))
-    ]
-    period_s = max(sum(typical_s[kind] for kind in menu.kinds) for menu in problem.menus)
-    by_kind = np.zeros(len(dag.computations), np.int64)
-    for menu in problem.menus:
-        round_ = int(np.searchsorted(menu.time_s, period_s * (1 + 1e-12), side="right")) - 1
-        by_kind[list(menu.kinds)] = menu.choices[max(0, round_)]
-    chosen = by_kind[dag.kind]
+    pace_s = max(float(menu.time_s[0]) for menu in problem.menus) * point.deadline_s / frontier.t_min_s
+    chosen = np.zeros(len(dag), np.int64)
+    for i, menu in enumerate(problem.menus):
+        fast, slow, share = menu.cheapest_mix(pace_s, spread * pace_s)
+        ops = problem.chains[i]
+        for place, kind in enumerate(menu.kinds):
+            own = ops[dag.kind[ops] == kind]
+            turn = np.arange(len(own)) - i
+            is_slow = np.floor((turn + 1) * share) > np.floor(turn * share)
+            chosen[own] = np.where(is_slow, menu.choices[slow, place], menu.choices[fast, place])
     if not repair(
         problem.before_first,
         problem.before,
@@ -359,11 +398,11 @@ def _by_period(problem: RoundingProblem, relaxed: RelaxedPlan) -> RoundedPlan | 
         problem.choice_first,
         problem.choice_time_s,
         problem.choice_effective_j,
-        relaxed.point.deadline_s,
+        point.deadline_s,
         chosen,
     ):
         return None
-    return _filled(problem, relaxed.point, chosen)
+    return _filled(problem, point, chosen)
 
 
 def _period_menu(dag: Dag, path: list[int]) -> PeriodMenu:
@@ -383,16 +422,19 @@ def _period_menu(dag: Dag, path: list[int]) -> PeriodMenu:
     return PeriodMenu(
         kinds,
         np.array([time_s for time_s, _, _ in rounds]),
+        np.array([cost_j for _, cost_j, _ in rounds]),
         np.array([picked for _, _, picked in rounds], np.int64),
     )
 
 
 def _improved(problem: RoundingProblem, plan: RoundedPlan) -> list[RoundedPlan]:
     """Searches from one plan that differ in where the slack is left: late, early, or by turns."""
-    dag, sweeps = problem.dag, problem.settings.sweeps
-    backwards = np.arange(len(problem.path_first) - 2, -1, -1)
+    dag, settings = problem.dag, problem.settings
+    affordable = settings.sweep_work // (len(dag) * len(problem.paths))
+    sweeps = min(settings.sweeps, max(settings.fewest_sweeps, affordable))
+    backwards = np.arange(len(problem.paths) - 1, -1, -1)
     found = []
-    for leanings in ((0.0,), (1.0,), (1.0, 0.0)):
+    for leanings in ((0.0,), (1.0,), (1.0, 0.5, 0.0)):
         chosen = plan.chosen.copy()
         improve(
             problem.before_first,
@@ -404,8 +446,8 @@ def _improved(problem: RoundingProblem, plan: RoundedPlan) -> list[RoundedPlan]:
             problem.choice_first,
             problem.choice_time_s,
             problem.choice_effective_j,
-            problem.path_first,
-            problem.path_ops,
+            problem.paths.first,
+            problem.paths.ops,
             np.tile(backwards, sweeps),
             np.repeat(np.resize(leanings, sweeps), len(backwards)),
             plan.point.deadline_s,
@@ -447,13 +489,19 @@ def _lower_hull(dag: Dag, plans: list[RoundedPlan]) -> list[RoundedPlan]:
     return [plans[i] for _, _, i in hull]
 
 
-def _path_cover(dag: Dag, before_first: IntArray, before: IntArray) -> list[list[int]]:
-    """Every operation on one path, along a stage where there is one."""
+def _paths(paths: list[list[int]]) -> Paths:
+    first = np.zeros(len(paths) + 1, np.int64)
+    np.cumsum([len(path) for path in paths], out=first[1:])
+    return Paths(first, np.array([op for path in paths for op in path], np.int64))
+
+
+def _path_cover(dag: Dag, before_first: IntArray, before: IntArray, *, along_stages: bool) -> list[list[int]]:
+    """Every operation on one path, along a stage, or across stages, where there is one."""
     path_ending_at: dict[int, list[int]] = {}
     paths: list[list[int]] = []
     for op in dag.order.tolist():
         ends = [b for b in before[before_first[op] : before_first[op + 1]].tolist() if b in path_ending_at]
-        ends.sort(key=lambda b: dag.tasks[b].stage != dag.tasks[op].stage)
+        ends.sort(key=lambda b: (dag.tasks[b].stage == dag.tasks[op].stage) != along_stages)
         path = path_ending_at.pop(ends[0]) if ends else []
         if not path:
             paths.append(path)

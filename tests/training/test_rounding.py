@@ -1,5 +1,7 @@
 """Plans with real clocks end by their deadline, and near the lower bound."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +15,7 @@ from control_plane.training.dag import Dag, finish_times
 from control_plane.training.frontier import DeadlineError, walk_frontier
 from control_plane.training.planner import JobSpec, solve
 from control_plane.training.rounding import (
+    PeriodMenu,
     PlanLibrary,
     RoundingSettings,
     prepare,
@@ -47,7 +50,7 @@ def test_no_plan_ever_overruns_and_none_beats_the_bound(dag: Dag, parts: list[fl
     [
         ("gpt3-175b+a100_sxm_bf16", 83.64, 0.001, 0.003),
         ("bloom+a100_sxm_bf16", 83.64, 0.001, 0.003),
-        ("gpt3-175b+a40_bf16", 70.38, 0.0055, 0.011),
+        ("gpt3-175b+a40_bf16", 70.38, 0.004, 0.008),
     ],
 )
 def test_gap_to_the_bound_on_measured_profiles(name: str, blocking_power_w: float, mean: float, most: float) -> None:
@@ -63,6 +66,24 @@ def test_gap_to_the_bound_on_measured_profiles(name: str, blocking_power_w: floa
         gaps.append(plan.gap_ratio)
     assert np.mean(gaps) <= mean
     assert max(gaps) <= most
+
+
+def test_paths_cover_every_operation_once_along_stages_and_once_along_microbatches() -> None:
+    dag = pipeline.build_dag(pipeline.one_f_one_b(3, 5), synthetic_profile(3), 60.0)
+    problem = rounding_problem(dag)
+    assert sorted(problem.chains.ops) == list(range(len(dag)))
+    assert sorted(problem.paths.ops) == sorted([*range(len(dag))] * 2)
+    edges = {(int(before), int(then)) for before, then in dag.edges}
+    for path in range(len(problem.paths)):
+        ops = problem.paths[path].tolist()
+        assert set(pairwise(ops)) <= edges
+
+
+def test_two_rounds_in_turn_keep_a_pace_that_neither_keeps() -> None:
+    menu = PeriodMenu((0,), np.array([1.0, 1.9, 3.0]), np.array([10.0, 9.5, 2.0]), np.array([[0], [1], [2]]))
+    assert menu.cheapest_mix(2.0, spread_s=1.0) == (0, 2, 0.5)
+    assert menu.cheapest_mix(2.0, spread_s=0.0) == (1, 1, 0.0)
+    assert menu.cheapest_mix(0.5, spread_s=0.0) == (0, 0, 0.0)
 
 
 def test_a_plan_at_t_min_exactly_is_found_on_every_schedule() -> None:
