@@ -165,3 +165,4 @@ def _end_our_share() -> None:
         serve.delete(name)
     for name in runtime.control_actor_names():
         ray.kill(runtime.actor(name), no_restart=True)
+    runtime.free_training_gpus()
