@@ -41,3 +41,9 @@ def test_a_pool_cannot_spill_to_itself_or_to_nowhere() -> None:
 def test_every_input_class_has_a_pool() -> None:
     settings = Settings()
     assert {settings.pool_of(name) for name in InputClass} == {pool.pool for pool in settings.pools}
+
+
+def test_serving_plans_with_the_gpus_that_training_leaves() -> None:
+    assert parse_settings({"gpu": {"count": 34}, "training": {"gpus": 2}}).serving_gpus == 32
+    with pytest.raises(SettingsError, match=r"training\.gpus 4 leaves serving none of 4 GPUs"):
+        parse_settings({"gpu": {"count": 4}, "training": {"gpus": 4}})

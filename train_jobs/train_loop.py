@@ -74,6 +74,8 @@ class _Rank:
     def __init__(self, job: Job, site: TrainingSite, rank: int, gpu: ChargedGpu, lease: ScheduleLease) -> None:
         self._job, self._site, self._rank, self._gpu, self._lease = job, site, rank, gpu, lease
         self._last = rank == job.schedule.stages - 1
+        # Where the control plane only recommends, no clock may be moved, not even to measure it.
+        self._managed = job.managed and lease.may_lower()
         program = [(step, number) for step, number in one_f_one_b_program(job, rank)]
         self._hook = FrequencyHook(gpu, lease, program, gpu.spec.max_freq_mhz)
         moments = dist.new_group(backend="gloo")
@@ -87,11 +89,11 @@ class _Rank:
 
     def train(self) -> None:
         self._restore()
-        if self._job.managed and not self._log.profile:
+        if self._managed and not self._log.profile:
             self._measure()
-        link = self._link() if self._job.managed and self._rank == 0 else None
+        link = self._link() if self._managed and self._rank == 0 else None
         for iteration in range(len(self._records), self._job.iterations):
-            if self._job.managed:
+            if self._managed:
                 self._agree_on_schedule(link, iteration)
             self._iterate(iteration)
             done = iteration + 1

@@ -213,3 +213,4 @@ def _end_our_share() -> None:
         serve.shutdown()
     for name in runtime.control_actor_names():
         ray.kill(runtime.actor(name), no_restart=True)
+    runtime.free_training_gpus()
