@@ -1,11 +1,12 @@
 """The composition root: names, placement, clocks and ``ray.remote`` for every control actor. Nothing else wraps."""
 
 import asyncio
+import importlib
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,13 +53,16 @@ def gpu_agent_name(node_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What the control actors need to know of the world they run in. ``set_count`` is a module-level function (it
-    travels by name): (deployment, pool, tp, replicas) → None."""
+    """What the control actors need to know of the world they run in.
+
+    ``set_count`` names a function, "module:function", (deployment, pool, tp, replicas) → None. Its module loads Ray
+    Serve, 90 MB that only the pool managers need, so it is imported where it is called.
+    """
 
     settings: Settings
     run_dir: str
     dashboard_url: str
-    set_count: Callable[["Deployment", PoolName, int, int], None]
+    set_count: str
 
     @property
     def profile(self) -> MachineProfile:
@@ -128,7 +132,9 @@ class PoolManagerActor(PoolManager):
         settings, profile = deployment.settings, deployment.profile
 
         async def set_count(pool: PoolName, tp: int, replicas: int) -> None:
-            await asyncio.to_thread(deployment.set_count, deployment, pool, tp, replicas)
+            module, _, function = deployment.set_count.partition(":")
+            scale = getattr(importlib.import_module(module), function)
+            await asyncio.to_thread(scale, deployment, pool, tp, replicas)
 
         super().__init__(
             pool,

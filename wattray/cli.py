@@ -40,11 +40,12 @@ def main() -> None:
     from control_plane.hardware.profile_file import ProfileError
     from control_plane.settings import SettingsError
     from control_plane.simulation.traces import TraceError
+    from train_jobs.background import TrainingFailedError
 
     try:
         code = app(standalone_mode=False)  # typer returns the exit code here, also 130 after Ctrl-C
         sys.exit(code if isinstance(code, int) else 0)
-    except (WattrayError, SettingsError, TraceError, ProfileError) as error:
+    except (WattrayError, SettingsError, TraceError, ProfileError, TrainingFailedError) as error:
         console.print("[red]error:[/]", rich.markup.escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(2)
     except typer.Exit as stop:

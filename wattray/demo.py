@@ -119,10 +119,11 @@ def run_demo(
         say(f"replaying {len(trace)} requests over {trace[-1].arrival_s:.0f} s at {running.router_url}")
         played = asyncio.run(_play(settings, running, trace, training, say, watch))
     finally:
-        if training is not None:
-            training.stop()
-        say("taking everything down")
-        lifecycle.down(running, say)
+        with lifecycle.not_interrupted():
+            say("taking everything down")
+            if training is not None:
+                training.stop()
+            lifecycle.down(running, say)
     say("simulating the static baseline on the same requests")
     return write_reports(settings, trace, played, out)
 

@@ -71,7 +71,7 @@ def up(
         router_url = f"http://{settings.serve.host}:{settings.serve.port}"
         running = Running(found, dashboard_url, metrics_port, run_dir, router_url, head_pid)
         ray_head.save(running)
-        deployment = Deployment(settings, run_dir, dashboard_url, app.set_replicas)
+        deployment = Deployment(settings, run_dir, dashboard_url, "serve_apps.app:set_replicas")
         say("starting the control actors")
         runtime.start_control_plane(deployment, first_load)
         say("starting the router")
@@ -93,7 +93,7 @@ def up(
 def down(running: Running, say: Say) -> None:
     """Reset every clock, end our applications and actors, and the head where it is ours. Safe to repeat; a second
     Ctrl-C does not cut it short."""
-    with _not_interrupted():
+    with not_interrupted():
         _down(running, say)
 
 
@@ -115,7 +115,7 @@ def _down(running: Running, say: Say) -> None:
 
 
 @contextmanager
-def _not_interrupted() -> Iterator[None]:
+def not_interrupted() -> Iterator[None]:
     """Half a take-down would leave processes and lowered clocks behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
