@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import ray
@@ -49,8 +49,34 @@ ATTEMPTS = 3
 """A request whose replica dies before its first token is sent to another one this many times in all."""
 
 
+LEAVING_S = 3.0
+"""A replica that Serve no longer routes to still owes a first token for this long; then the request goes elsewhere."""
+
+
 class NoReplicaError(RuntimeError):
     """No replica of any pool runs."""
+
+
+class ReplicaLeftError(RuntimeError):
+    """The chosen replica was scaled away before the request reached it."""
+
+
+async def _first(chunk: Awaitable[Chunk], app: str, chosen: Route) -> Chunk:
+    """The first chunk, unless Serve stops routing to the replica and nothing comes: an application scaled to zero keeps
+    a request that came a moment too late until it is scaled up again. Raises ReplicaLeftError."""
+    waiting = asyncio.ensure_future(chunk)
+    left_s: float | None = None
+    try:
+        while not (await asyncio.wait({waiting}, timeout=0.5))[0]:
+            if chosen.replica_id in running_replicas.of(app):
+                left_s = None
+            elif left_s is None:
+                left_s = time.monotonic()
+            elif time.monotonic() - left_s > LEAVING_S:
+                raise ReplicaLeftError(f"{chosen.replica_id} of {app} was scaled away")
+        return waiting.result()
+    finally:
+        waiting.cancel()
 
 
 @api.exception_handler(RequestValidationError)
@@ -161,10 +187,10 @@ class Router:
                         self._lengths.learn(request.input_tokens, tokens)
                     yield chunk
                 return
-            except ray.exceptions.RayActorError as error:
+            except (ray.exceptions.RayActorError, ReplicaLeftError) as error:
                 if ttft_s is not None or attempt == ATTEMPTS:
                     raise
-                log.warning("replica %s died before the first token: %s", chosen.replica_id, error)
+                log.warning("replica %s is gone before the first token: %s", chosen.replica_id, error)
             except GeneratorExit:
                 outcome = outcome if outcome == "completed" else "cancelled"
                 raise
@@ -178,6 +204,7 @@ class Router:
         response = self._handles[app].generate.remote(request, replica_id=chosen.replica_id)
         finished = False
         try:
+            yield await _first(anext(aiter(response)), app, chosen)
             async for chunk in response:
                 yield chunk
             finished = True

@@ -153,6 +153,9 @@ def demo(
     start: Annotated[float, typer.Option(help="Where in the trace to begin, in seconds.", min=0.0)] = 600.0,
     seconds: Annotated[float, typer.Option(help="How much of the trace to replay.", min=10.0, max=3600.0)] = 110.0,
     seed: Annotated[int, typer.Option(help="Seed of the generated trace.")] = 1,
+    training: Annotated[
+        bool, typer.Option("--training", help="A pipeline-parallel training job beside serving.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder of report.html and report.json.")] = Path("demo-report"),
     port: PortOption = None,
     ray_port: RayPortOption = 6379,
@@ -167,6 +170,8 @@ def demo(
     overrides = _read_yaml(config)
     if port is not None:
         overrides["serve"] = {**overrides.get("serve", {}), "port": port}
+    if training:
+        overrides["training"] = {"gpus": 2, **overrides.get("training", {})}
     settings = demo_module.demo_settings(overrides, str(config or "settings"))
     requests = demo_module.demo_trace(trace, start, seconds, seed)
     with DemoScreen(console) as screen:

@@ -25,26 +25,14 @@ from wattray import lifecycle
 from wattray.errors import WattrayError
 from wattray.load_generator import Progress, Sent, replay
 from wattray.ray_head import Ports, Running
-from wattray.report.page import Card, Section, write_page
-from wattray.report.serving_report import (
-    Baseline,
-    Moment,
-    clocks_figure,
-    decisions_table,
-    power_figure,
-    replicas_figure,
-    tbt_figure,
-    ttft_figure,
-)
-from wattray.report.training_report import training_cards, training_section
+from wattray.report.moments import Moment
 
 DEMO_SETTINGS: dict[str, Any] = {
     "cadence": {"cluster_s": 20.0, "pool_s": 10.0, "frequency_s": 2.0},
-    "sharding": {"scale_down_hold_s": 20.0, "startup_s": 5.0, "headroom_ratio": 0.05},
-    "forecast": {"bin_s": 5.0, "window_bins": 4, "quantile_z": 0.5, "peak_hold_s": 0.0},
+    "sharding": {"scale_down_hold_s": 20.0, "startup_s": 5.0, "headroom_ratio": 0.2},
+    "forecast": {"bin_s": 5.0, "window_bins": 4, "quantile_z": 1.0, "peak_hold_s": 0.0},
     "frequency": {"headroom_ratio": 0.25, "urgent_wait_ratio": 0.3},
     "serve": {"overhead_s": 0.08},
-    "training": {"gpus": 2},
 }
 """A day's decisions in two minutes: the cadences are shortened with it, and the allowance for noise is smaller because
 windows of seconds are noisy themselves. Two cores that also run Ray, the client and the GPUs add up to 80 ms to a first
@@ -68,7 +56,7 @@ class Played:
     lasted_s: float
     counters_j: dict[str, float]
     """Energy each serving GPU's own counter gained."""
-    training: TrainingResult
+    training: TrainingResult | None
 
 
 def demo_settings(overrides: dict[str, Any], source: str) -> Settings:
@@ -111,11 +99,11 @@ def run_demo(
     running = lifecycle.up(settings, ports, first_load(trace), address=None, say=say, own_head=True)
     training = None
     try:
-        say("starting a pipeline-parallel training job beside it")
-        training = start_training(
-            demo_job(trace), running.address, Path(tempfile.gettempdir()) / running.run_dir / "training"
-        )
-        _wait_until_it_trains(training)
+        if settings.training.gpus > 0:
+            say("starting a pipeline-parallel training job beside it")
+            folder = Path(tempfile.gettempdir()) / running.run_dir / "training"
+            training = start_training(demo_job(trace), running.address, folder)
+            _wait_until_it_trains(training)
         say(f"replaying {len(trace)} requests over {trace[-1].arrival_s:.0f} s at {running.router_url}")
         played = asyncio.run(_play(settings, running, trace, training, say, watch))
     finally:
@@ -148,7 +136,7 @@ async def _play(
     settings: Settings,
     running: Running,
     trace: Sequence[Request],
-    training: TrainingProcess,
+    training: TrainingProcess | None,
     say: Callable[[str], None],
     watch: Callable[[Progress, Moment | None], None],
 ) -> Played:
@@ -184,8 +172,10 @@ async def _play(
     after = await _counters()
     decisions: tuple[Decision, ...] = await manager.explain.remote(1000)
     counters_j = {uuid: after[uuid] - before[uuid] for uuid in after if uuid not in site.gpu_uuids}
-    say("waiting for the training job to end")
-    result = await asyncio.to_thread(training.result, TRAINING_END_S)
+    result = None
+    if training is not None:
+        say("waiting for the training job to end")
+        result = await asyncio.to_thread(training.result, TRAINING_END_S)
     return Played(sent, moments, decisions, began_s, lasted_s, counters_j, result)
 
 
@@ -213,7 +203,20 @@ def moment_of(status: ControlPlaneStatus, at_s: float, training_gpus: Collection
 
 
 def write_reports(settings: Settings, trace: Sequence[Request], played: Played, out: Path) -> dict[str, Any]:
-    """report.json and report.html in ``out``; returns the former's content."""
+    """report.json and report.html in ``out``; returns the former's content. Plotting is loaded here, when everything
+    that needs memory is down."""
+    from wattray.report.page import Card, Section, write_page
+    from wattray.report.serving_report import (
+        Baseline,
+        clocks_figure,
+        decisions_table,
+        power_figure,
+        replicas_figure,
+        tbt_figure,
+        ttft_figure,
+    )
+    from wattray.report.training_report import training_cards, training_section
+
     slo, gpus = settings.slo.slo(), settings.serving_gpus
     profile = runtime.planning_profile(settings)
     replicas, pool = simulate_single_pool(trace, profile, gpus, slo, until_s=played.lasted_s)
@@ -265,7 +268,7 @@ def write_reports(settings: Settings, trace: Sequence[Request], played: Played, 
         Card(f"{attainment:.1%}", "of requests met their SLO"),
         Card(f"{len(completed)} / {len(played.sent)}", "requests completed"),
         Card(str(len(played.decisions)), "decisions taken"),
-        *training_cards(played.training),
+        *([] if played.training is None else training_cards(played.training)),
     ]
     figures = [
         power_figure(played.moments, baselines),
@@ -275,7 +278,7 @@ def write_reports(settings: Settings, trace: Sequence[Request], played: Played, 
         tbt_figure(played.sent, slo),
     ]
     note = (
-        f"One simulated node, {gpus} H100s for serving and {settings.training.gpus} for training. Real HTTP requests "
+        f"One simulated node, {gpus} H100s for serving, {settings.training.gpus} for training. Real HTTP requests "
         "go through Ray Serve at the trace's arrival times. Serving energy is the sum of its simulated GPUs' counters, "
         "idle GPUs included, over the same time as the baseline, which is simulated on the same requests: the fewest "
         f"TP{max(profile.tps)} replicas at full clock that hold the SLO for 99 %."
@@ -283,11 +286,13 @@ def write_reports(settings: Settings, trace: Sequence[Request], played: Played, 
     table = decisions_table(played.decisions, played.began_s)
     sections = [
         Section("Serving", f"Profile: {profile.name}.", figures),
-        training_section(played.training),
+        *([] if played.training is None else [training_section(played.training)]),
         Section("Decisions", "Every action of the control plane and why it was taken.", (), table),
     ]
     write_page(out / "report.html", "wattray demo", note, cards, sections)
-    report = {"serving": serving, "training": played.training.report()}
+    report = {"serving": serving}
+    if played.training is not None:
+        report["training"] = played.training.report()
     (out / "report.json").write_text(json.dumps(report, indent=1))
     return report
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from wattray.load_generator import Progress as Sending
-from wattray.report.serving_report import Moment
+from wattray.report.moments import Moment
 
 PLAIN_EVERY_S = 10.0
 """Without a terminal: one line this often."""
@@ -74,14 +74,17 @@ class DemoScreen:
         ttft = f"{serving['ttft_p50_s'] * 1000:.0f} / {serving['ttft_p99_s'] * 1000:.0f} ms"
         table.add_row("TTFT p50 / p99", ttft)
         table.add_row("decisions", str(len(serving["decisions"])))
-        training = report["training"]
+        if "training" in report:
+            self._training(table, report["training"])
+        self._console.print(table)
+        for decision in serving["decisions"][-5:]:
+            line = f"  {decision['at_s']:5.0f} s  {decision['action']}: {decision['why']}"
+            self._console.print(line, highlight=False)
+        self._console.print(f"report: {out / 'report.html'}", highlight=False)
+
+    @staticmethod
+    def _training(table: Table, training: dict[str, Any]) -> None:
         against = f"{training['energy_j']:.0f} J against {training['baseline_energy_j']:.0f} J at full clock"
         table.add_row("training energy", f"{against}, [green]{training['energy_saved_ratio']:.1%}[/] saved")
         table.add_row("training iteration time over full clock's", f"{training['slowdown_ratio']:.4f}")
         table.add_row("stragglers handled", str(training["stragglers_handled"]))
-        self._console.print(table)
-        for decision in serving["decisions"][-5:]:
-            self._console.print(
-                f"  {decision['at_s']:5.0f} s  {decision['action']}: {decision['why']}", highlight=False
-            )
-        self._console.print(f"report: {out / 'report.html'}", highlight=False)

@@ -89,6 +89,8 @@ def start(gpus: int, ports: Ports, log_path: Path) -> subprocess.Popen[bytes]:
     environment.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray runs workers at nice 15; a router behind every other process of the host cannot hold a TTFT of 250 ms.
     environment.setdefault("RAY_worker_niceness", "0")
+    # Two dozen processes: glibc's arenas of each would hold memory that none of them uses.
+    environment.setdefault("MALLOC_ARENA_MAX", "2")
     command = [
         sys.executable,
         "-m",

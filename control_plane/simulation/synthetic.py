@@ -50,9 +50,9 @@ def synthetic_conversation(
 
 
 def demo_shape(share: float) -> float:
-    """A working day in two minutes: quiet, a ramp, a peak 3.75 times the quiet hours, quiet again; mean about 0.8.
+    """A working day in two minutes: quiet, a ramp, a peak 3.5 times the quiet hours, quiet again; mean about 0.8.
     (The Azure 2024 week has 2:1 in conversation and 10:1 in code.)"""
-    points = ((0.0, 0.4), (0.2, 0.4), (0.4, 1.5), (0.65, 1.5), (0.8, 0.5), (1.0, 0.4))
+    points = ((0.0, 0.4), (0.2, 0.4), (0.5, 1.4), (0.7, 1.4), (0.85, 0.5), (1.0, 0.4))
     for (x0, y0), (x1, y1) in pairwise(points):
         if share <= x1:
             return y0 + (y1 - y0) * (share - x0) / (x1 - x0)

@@ -90,13 +90,14 @@ class SimulatedEngine:
         while True:
             if self._loop.done() and not stream.done:
                 raise EngineError("the engine stopped in the middle of a generation")
-            total = stream.stop_after if stream.done else self._model.generated(key)
+            done = stream.done  # it may change while a chunk is on its way
+            total = stream.stop_after if done else self._model.generated(key)
             fresh, stream.sent = total - stream.sent, total
-            if fresh or stream.done:
-                yield Chunk(" tok" * fresh, fresh, stream.reason if stream.done else None)
-            if stream.done:
-                return
             stream.changed.clear()
+            if fresh or done:
+                yield Chunk(" tok" * fresh, fresh, stream.reason if done else None)
+            if done:
+                return
             try:
                 await asyncio.wait_for(stream.changed.wait(), self._stream_interval_s)
             except TimeoutError:

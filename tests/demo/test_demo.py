@@ -47,7 +47,7 @@ def left_over(folder: str) -> list[str]:
 
 
 def test_the_demo_completes_every_request_and_writes_both_reports(tmp_path: Path, place: dict[str, str]) -> None:
-    done = run(command(tmp_path / "out", "--seconds", "30"), place, timeout_s=240)
+    done = run(command(tmp_path / "out", "--seconds", "30", "--training"), place, timeout_s=240)
     assert done.returncode == 0, done.stderr[-3000:]
     serving = json.loads((tmp_path / "out" / "report.json").read_text())["serving"]
     assert serving["requests_completed"] == serving["requests_sent"] > 40

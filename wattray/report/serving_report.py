@@ -10,23 +10,10 @@ import plotly.graph_objects as go
 from actors.messages import Decision
 from control_plane.domain import InputClass, Slo
 from wattray.load_generator import Sent
+from wattray.report.moments import Moment
 
 GREEN, GREY, RED, BLUE, ORANGE = "#1a936f", "#8d99ae", "#c1121f", "#3a6ea5", "#e07a2f"
 PALETTE = (GREEN, BLUE, ORANGE, "#6a4c93", "#b08968", "#457b9d")
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """One look at the cluster while the trace ran."""
-
-    at_s: float
-    power_w: float
-    energy_j: float
-    clocks_mhz: dict[str, int]
-    """Highest clock allowed, by replica."""
-    ready: dict[str, int]
-    """Ready replicas by pool and tensor parallelism."""
-    load_rps: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
