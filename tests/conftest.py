@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 from tests_support import DATA
+
+hypothesis_settings.register_profile("shared-cores", deadline=None)
+hypothesis_settings.load_profile("shared-cores")
 
 
 @pytest.fixture(scope="session")

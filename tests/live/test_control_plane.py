@@ -198,7 +198,8 @@ def test_one_application_per_pool_and_tensor_parallelism(live) -> None:
 
 def test_a_cluster_without_the_needed_gpus_is_refused_with_both_numbers(live) -> None:
     wanting = parse_settings({"gpu": {"count": 64}})
-    with pytest.raises(WattrayError, match=rf"gpu\.count: 64 GPUs are needed and this Ray cluster has {live.settings.gpu.count}"):
+    have = live.settings.gpu.count
+    with pytest.raises(WattrayError, match=rf"gpu\.count: 64 GPUs are needed and this Ray cluster has {have}"):
         lifecycle._check_cluster(wanting)
 
 
