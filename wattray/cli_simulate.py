@@ -7,12 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from control_plane.simulation.outcome import Simulated
+    from control_plane.simulation.trace import Trace
+    from wattray.trace_files import TraceRequest
+
+Told = Callable[[str, float], None]
+"""What is being done, and the share of it that is done."""
 
 
 class Idle(StrEnum):
@@ -56,9 +65,9 @@ def simulate_command(
     from control_plane.settings import Settings
     from control_plane.simulation import comparison
     from control_plane.simulation.policies import check_policy_names
-    from wattray.run_files import write_run
+    from wattray.run_files import write_policy_run, write_results
     from wattray.simulation_results import as_json, named_profile, result_table
-    from wattray.trace_files import TraceRequest, load_trace, read_percentiles
+    from wattray.trace_files import TraceRequest, read_percentiles
 
     console = Console(stderr=True)
     with _faults_explained(console), _uncollected():
@@ -66,15 +75,17 @@ def simulate_command(
         check_policy_names(names)
         machine = named_profile(profile)
         wanted = TraceRequest(trace, trace_format, scale, hours, seed, read_percentiles(lengths, "--lengths"))
-        requests = load_trace(wanted)
-        question = comparison.Question(requests, machine, Settings(), names, gpus, comparison.Idle(idle.value))
         with _progress(console) as told:
-            answer = comparison.compare(question, time.process_time, told)
+            requests = _loaded(wanted, told)
+            question = comparison.Question(requests, machine, Settings(), names, gpus, comparison.Idle(idle.value))
+            keep = partial(write_policy_run, run) if run is not None else _nothing_kept
+            answer = comparison.compare(question, time.process_time, told, keep)
+        results = as_json(answer, names, requests)
         Console(width=_width()).print(result_table(answer, names, requests))
         if json_out is not None:
-            json_out.write_text(json.dumps(as_json(answer, names, requests), indent=2) + "\n")
+            json_out.write_text(json.dumps(results, indent=2) + "\n")
         if run is not None:
-            write_run(run, answer, as_json(answer, names, requests))
+            write_results(run, results)
         if report is not None:
             from wattray.report.simulation_report import write_report
 
@@ -102,7 +113,7 @@ def bound_command(
     from control_plane.simulation.comparison import SETTLE_S
     from control_plane.simulation.policies import GpuBudgetError
     from wattray.simulation_results import named_profile
-    from wattray.trace_files import TraceRequest, load_trace, read_percentiles
+    from wattray.trace_files import TraceRequest, read_percentiles
 
     console = Console(stderr=True)
     with _faults_explained(console):
@@ -110,11 +121,19 @@ def bound_command(
         if idle is Idle.CHARGED and gpus is None:
             raise GpuBudgetError("--idle charged needs --gpus here: how many GPUs are billed?")
         wanted = TraceRequest(trace, trace_format, scale, hours, seed, read_percentiles(lengths, "--lengths"))
-        requests = load_trace(wanted)
         tables = {tp: ShapeTables.of(machine, tp) for tp in machine.tps}
         billed = gpus if idle is Idle.CHARGED and gpus is not None else 0
-        until_s = requests.duration_s + SETTLE_S
-        bound = energy_bound(requests, tables, Settings().slo.slo(), idle_gpus=billed, until_s=until_s)
+        with _progress(console) as told:
+            requests = _loaded(wanted, told)
+            until_s = requests.duration_s + SETTLE_S
+            bound = energy_bound(
+                requests,
+                tables,
+                Settings().slo.slo(),
+                idle_gpus=billed,
+                until_s=until_s,
+                progress=lambda share: told("bound", share),
+            )
         table = Table(title=f"bound on {trace}")
         for column in ("requests", "hours", "bound kWh", "mean kW", "J per request"):
             table.add_column(column, justify="right")
@@ -131,13 +150,26 @@ def bound_command(
             json_out.write_text(json.dumps(result, indent=2) + "\n")
 
 
+def _loaded(wanted: "TraceRequest", told: "Told") -> "Trace":
+    from wattray.trace_files import load_trace
+
+    told("reading the trace", 0.0)
+    requests = load_trace(wanted)
+    told("reading the trace", 1.0)
+    return requests
+
+
+def _nothing_kept(_policy: str, _outcome: "Simulated") -> None:
+    """Without --run."""
+
+
 def _width() -> int:
     """The table needs room even where output is no terminal."""
     return max(118, Console().width)
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, float], None]]:
+def _progress(console: Console) -> Iterator[Told]:
     """A bar per run; it redraws four times a second, whatever the simulator's pace."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     bars: dict[str, TaskID] = {}

@@ -11,43 +11,49 @@ from typing import Any
 import numpy as np
 
 from control_plane.domain import REQUEST_TYPES
-from control_plane.simulation.comparison import Answer
 from control_plane.simulation.outcome import Simulated
 
+_BLOCK = 1 << 20
+"""Requests written at a time."""
 
-def write_run(folder: Path, answer: Answer, results: dict[str, Any]) -> None:
-    """``results.json``, and per policy ``NAME-decisions.jsonl`` and ``NAME-requests.parquet`` (``.csv`` where pyarrow
-    is not installed)."""
-    folder.mkdir(parents=True, exist_ok=True)
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """``results.json``."""
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    for name, outcome in answer.outcomes.items():
-        with (folder / f"{name}-decisions.jsonl").open("w") as lines:
-            for at_s, action in outcome.decisions:
-                lines.write(json.dumps({"at_s": at_s, "action": type(action).__name__, **asdict(action)}) + "\n")
-        if find_spec("pyarrow") is not None:
-            _write_parquet(folder / f"{name}-requests.parquet", outcome)
-        else:
-            _write_csv(folder / f"{name}-requests.csv", outcome)
 
 
-def request_columns(outcome: Simulated) -> dict[str, Any]:
-    """A column per fact of every request; times in seconds, NaN where it never came to that."""
+def write_policy_run(folder: Path, name: str, outcome: Simulated) -> None:
+    """``NAME-decisions.jsonl`` and ``NAME-requests.parquet`` (``.csv`` where pyarrow is not installed)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}-decisions.jsonl").open("w") as lines:
+        for at_s, action in outcome.decisions:
+            lines.write(json.dumps({"at_s": at_s, "action": type(action).__name__, **asdict(action)}) + "\n")
+    if find_spec("pyarrow") is not None:
+        _write_parquet(folder / f"{name}-requests.parquet", outcome)
+    else:
+        _write_csv(folder / f"{name}-requests.csv", outcome)
+
+
+def request_columns(outcome: Simulated) -> Iterator[dict[str, Any]]:
+    """A column per fact of every request, some rows at a time; times in seconds, NaN where it never came to that."""
     kinds = np.array([str(kind) for kind in REQUEST_TYPES])
-    replica = np.frombuffer(outcome.columns.replica, np.int32)
     names = np.array([*(str(replica_id) for _, replica_id in outcome.replicas), ""])
-    finished_s = np.frombuffer(outcome.columns.finished_ps, np.int64) / 1e12
-    return {
-        "arrival_s": outcome.trace.arrival_ps / 1e12,
-        "input_tokens": outcome.trace.input_tokens,
-        "output_tokens": outcome.trace.output_tokens,
-        "type": kinds[outcome.trace.types()],
-        "replica": names[replica],
-        "queue_s": _finite(outcome.queue_s),
-        "ttft_s": _finite(outcome.ttft_s),
-        "mean_tbt_s": _finite(outcome.mean_tbt_s),
-        "finished_s": np.where(outcome.done, finished_s, np.nan),
-        "energy_j": outcome.request_energy_j,
-    }
+    energy_j = outcome.request_energy_j
+    for first in range(0, max(1, len(outcome.trace)), _BLOCK):
+        part = outcome.rows(first, first + _BLOCK)
+        finished_s = np.frombuffer(part.columns.finished_ps, np.int64) / 1e12
+        yield {
+            "arrival_s": part.trace.arrival_ps / 1e12,
+            "input_tokens": part.trace.input_tokens,
+            "output_tokens": part.trace.output_tokens,
+            "type": kinds[part.trace.types()],
+            "replica": names[np.frombuffer(part.columns.replica, np.int32)],
+            "queue_s": _finite(part.queue_s),
+            "ttft_s": _finite(part.ttft_s),
+            "mean_tbt_s": _finite(part.mean_tbt_s),
+            "finished_s": np.where(part.done, finished_s, np.nan),
+            "energy_j": energy_j[first : first + _BLOCK],
+        }
 
 
 def _finite(times_s: Any) -> Any:
@@ -58,16 +64,19 @@ def _write_parquet(path: Path, outcome: Simulated) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.table(request_columns(outcome)), path)
+    writer = None
+    for columns in request_columns(outcome):
+        table = pyarrow.table(columns)
+        writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
 
 
 def _write_csv(path: Path, outcome: Simulated) -> None:
-    columns = request_columns(outcome)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(_rows(columns))
-
-
-def _rows(columns: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    return zip(*(column.tolist() for column in columns.values()), strict=True)
+        for number, columns in enumerate(request_columns(outcome)):
+            if number == 0:
+                writer.writerow(columns)
+            writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))

@@ -29,7 +29,7 @@ def as_json(answer: Answer, names: tuple[str, ...], requests: Trace) -> dict[str
             "requests_per_cpu_s": len(requests) / effort.cpu_s if effort.cpu_s > 0 else None,
         },
         "bound_energy_j": answer.bound.energy_j,
-        "single_pool": {"replicas": answer.single_pool.replicas, "sizing_runs": answer.single_pool.runs},
+        "single_pool": {"replicas": answer.baseline_replicas, "sizing_runs": answer.sizing_runs},
         "gpus": answer.gpus,
         "idle_gpus_billed": answer.idle_gpus,
     }

@@ -6,7 +6,7 @@ less than its parts cost at these prices, then no schedule of iterations does, w
 phases, any fleet size. A linear program finds the prices that make the trace dearest; the trace's cost is the bound.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,8 @@ _SCALE = np.array([1.0, 1.0, 1e-3, 1.0, 1e-6])
 """Prices (a, y, v, x, z) differ by orders of magnitude: the solver sees them scaled."""
 _GRID_RATIO = 1.02
 _BLOCK_S = 60.0
-_MOST_PRESENT = 500_000
+_ROWS = 1 << 20
+"""Requests worked on at a time: a week's would fill memory five times over."""
 _MOST_PIVOTS = 200
 
 
@@ -45,8 +46,10 @@ def energy_bound(
     idle_gpus: int = 0,
     until_s: float = 0.0,
     attainment: float = 0.99,
+    progress: Callable[[float], None] = lambda _share: None,
 ) -> Bound:
-    """``idle_gpus`` GPUs are billed at idle power until ``until_s`` when nothing holds them (0: released)."""
+    """``idle_gpus`` GPUs are billed at idle power until ``until_s`` when nothing holds them (0: released).
+    ``progress`` is told which share of the work is done."""
     if not len(trace):
         return Bound(0.0, 0.0, attainment)
     gpu = next(iter(tables.values())).gpu
@@ -54,17 +57,27 @@ def energy_bound(
     always_j = idle_gpu_w * idle_gpus * max(until_s, trace.duration_s)
     machine = _Machine.of(tables, idle_gpu_w)
     demand = _Demand.of(trace, slo, machine)
-    cost = _least_cost(demand, machine)
-    loose = machine.marginal(demand)
+    progress(0.4)
+    prices = _prices_by_block(demand, machine)
     # Whoever breaks its SLO may come at any time beside anybody: it pays at least its margin. The policy chooses who.
+    at_risk = np.empty(len(trace))
+    total_j = 0.0
+    for part in _slices(len(trace)):
+        cost = _least_cost(demand, prices, part)
+        at_risk[part] = np.maximum(0.0, cost - machine.marginal(demand.parts(part)))
+        total_j += float(cost.sum())
+        progress(0.7 + 0.3 * part.stop / len(trace))
     excused = int(np.floor((1 - attainment) * len(trace) + 1e-9))
-    at_risk = np.maximum(0.0, cost - loose)
-    if excused:
-        split = len(at_risk) - excused
-        saved = float(np.partition(at_risk, split)[split:].sum()) if split > 0 else float(at_risk.sum())
-    else:
-        saved = 0.0
-    return Bound(float(cost.sum()) - saved + always_j, always_j, attainment)
+    kept = len(trace) - excused
+    if 0 < kept < len(trace):
+        at_risk.partition(kept)
+    saved = float(at_risk[kept:].sum())
+    progress(1.0)
+    return Bound(total_j - saved + always_j, always_j, attainment)
+
+
+def _slices(count: int) -> Iterator[slice]:
+    return (slice(first, min(count, first + _ROWS)) for first in range(0, count, _ROWS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +155,11 @@ class _Machine:
         held = np.array([[1.0, 0.0, 0.0, 0.0, 0.0]])
         return np.concatenate((rows, attention, held)), np.concatenate((limits, per_unit * watts, [self.held_w]))
 
-    def marginal(self, demand: "_Demand") -> Floats:
+    def marginal(self, parts: Floats) -> Floats:
         """What a request adds at least to iterations that run anyway."""
         token_s, context_s, watts = self.margins.T
         above = np.maximum(0.0, watts - self.held_w)
         token_j, context_j = float((above * token_s).min()), float((above * context_s).min())
-        parts = demand.parts
         margin: Floats = token_j * (parts[:, 1] + parts[:, 3]) + context_j * parts[:, 2]
         return margin
 
@@ -163,36 +175,57 @@ def _grid(most: int) -> NDArray[np.int64]:
 class _Demand:
     """What each request needs, and when it may get it."""
 
-    parts: Floats
-    """By request: seconds of presence, decoded tokens, tokens of context, prefilled tokens, attention units."""
-    first_block: NDArray[np.int64]
-    last_block: NDArray[np.int64]
+    trace: Trace
+    present_s: Floats
+    """By request: its share of the time when somebody must be here."""
+    limit_s: Floats
+    """TTFT limit by input class."""
+    tbt_s: float
+    block_s: float
     most_together: NDArray[np.int64]
     """By block: most requests whose time to be served, if they hold the SLO, includes one moment of it."""
 
     @classmethod
     def of(cls, trace: Trace, slo: Slo, machine: _Machine) -> "_Demand":
-        arrival_s = trace.arrival_ps / PS_PER_S
-        limits = np.array([slo.ttft_short_s, slo.ttft_medium_s, slo.ttft_long_s])
-        limit_s = limits[trace.types() // 3]
-        inputs, decoded = trace.input_tokens.astype(float), trace.output_tokens - 1.0
-        latest_s = arrival_s + limit_s + slo.tbt_s * decoded
-        present_s = _present_s(arrival_s + limit_s, arrival_s + decoded * machine.fastest_s)
-        context = decoded * (inputs + 1) + decoded * (decoded - 1) / 2
-        parts = np.column_stack((present_s, decoded, context, inputs, inputs * (inputs + 1) / 2))
-        longest_s = float((latest_s - arrival_s).max())
+        limit_s = np.array([slo.ttft_short_s, slo.ttft_medium_s, slo.ttft_long_s])
+        latest_s, present_s = np.empty(len(trace)), np.empty(len(trace))
+        longest_s = 0.0
+        for part in _slices(len(trace)):
+            arrival_s, limits, decoded = _times(trace, limit_s, part)
+            latest_s[part] = arrival_s + limits + slo.tbt_s * decoded
+            longest_s = max(longest_s, float((latest_s[part] - arrival_s).max()))
+            # Parts of the trace share no moment: where the next one begins, this one ends.
+            ends_s = trace.arrival_ps[part.stop] / PS_PER_S if part.stop < len(trace) else np.inf
+            done_s = np.minimum(arrival_s + decoded * machine.fastest_s, ends_s)
+            present_s[part] = _present_s(arrival_s + limits, done_s)
         block_s = max(_BLOCK_S, longest_s / 3)
-        first = (arrival_s / block_s).astype(np.int64)
-        last = (latest_s / block_s).astype(np.int64)
-        return cls(parts, first, last, _most_together(arrival_s, latest_s, block_s, int(last.max()) + 1))
+        most = _most_together(trace, latest_s, block_s)
+        return cls(trace, present_s, limit_s, slo.tbt_s, block_s, most)
+
+    def parts(self, part: slice) -> Floats:
+        """By request: seconds of presence, decoded tokens, tokens of context, prefilled tokens, attention units."""
+        inputs, decoded = self.trace.input_tokens[part].astype(float), self.trace.output_tokens[part] - 1.0
+        context = decoded * (inputs + 1) + decoded * (decoded - 1) / 2
+        return np.column_stack((self.present_s[part], decoded, context, inputs, inputs * (inputs + 1) / 2))
+
+    def blocks(self, part: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First and last block in which each request may be served."""
+        arrival_s, limits, decoded = _times(self.trace, self.limit_s, part)
+        latest_s = arrival_s + limits + self.tbt_s * decoded
+        return (arrival_s / self.block_s).astype(np.int64), (latest_s / self.block_s).astype(np.int64)
+
+
+def _times(trace: Trace, limit_s: Floats, part: slice) -> tuple[Floats, Floats, Floats]:
+    """Arrival, TTFT limit, tokens to decode."""
+    limits: Floats = limit_s[trace.types(part) // 3]
+    return trace.arrival_ps[part] / PS_PER_S, limits, trace.output_tokens[part].astype(float) - 1.0
 
 
 def _present_s(from_s: Floats, until_s: Floats) -> Floats:
     """Each request's share of the time when somebody must be here: it has its first token by ``from_s`` and cannot
     be done before ``until_s``. Shared among those present, so it adds up whoever is taken away."""
     share = np.zeros(len(from_s))
-    stride = max(1, len(from_s) // _MOST_PRESENT)
-    chosen = np.flatnonzero(until_s > from_s)[::stride]
+    chosen = np.flatnonzero(until_s > from_s)
     if not len(chosen):
         return share
     times = np.concatenate((from_s[chosen], until_s[chosen]))
@@ -206,33 +239,46 @@ def _present_s(from_s: Floats, until_s: Floats) -> Floats:
     return share
 
 
-def _most_together(arrival_s: Floats, latest_s: Floats, block_s: float, blocks: int) -> NDArray[np.int64]:
-    ends = np.sort(latest_s)
-    arrived = np.arange(1, len(arrival_s) + 1)
-    here = arrived - np.searchsorted(ends, arrival_s, side="left")
-    # Ties: whoever arrives at the same moment is counted by the last of them.
+def _most_together(trace: Trace, latest_s: Floats, block_s: float) -> NDArray[np.int64]:
+    """Sorts ``latest_s``."""
+    blocks = int(latest_s.max() / block_s) + 1
+    ends = latest_s
+    ends.sort()
     most = np.zeros(blocks, np.int64)
-    np.maximum.at(most, (arrival_s / block_s).astype(np.int64), here)
+    for part in _slices(len(trace)):
+        arrival_s = trace.arrival_ps[part] / PS_PER_S
+        here = np.arange(part.start + 1, part.stop + 1) - np.searchsorted(ends, arrival_s, side="left")
+        # Ties: whoever arrives at the same moment is counted by the last of them.
+        np.maximum.at(most, (arrival_s / block_s).astype(np.int64), here)
     starts = np.arange(blocks) * block_s
-    at_start = np.searchsorted(arrival_s, starts, side="right") - np.searchsorted(ends, starts, side="left")
-    result: NDArray[np.int64] = np.maximum(most, at_start)
+    came = np.searchsorted(trace.arrival_ps, starts * PS_PER_S, side="right")
+    result: NDArray[np.int64] = np.maximum(most, came - np.searchsorted(ends, starts, side="left"))
     return result
 
 
-def _least_cost(demand: _Demand, machine: _Machine) -> Floats:
-    """Each request at the prices of the cheapest block that it may be served in."""
+def _prices_by_block(demand: _Demand, machine: _Machine) -> Floats:
+    """Row by row the prices that make what arrives in such blocks dearest."""
     caps = _rounded_up(np.clip(demand.most_together, 1, machine.most_decoders), machine.most_decoders)
-    everything = demand.parts.sum(axis=0)
-    prices: dict[int, Floats] = {}
-    for cap in np.unique(caps)[::-1].tolist():
-        mine = caps[demand.first_block] == cap
-        wanted = demand.parts[mine].sum(axis=0) if mine.any() else everything
-        prices[cap] = _dearest_prices(machine, cap, wanted)
-    by_block = np.array([prices[cap] for cap in caps.tolist()])
-    cost: Floats = np.full(len(demand.parts), np.inf)
-    for step in range(int((demand.last_block - demand.first_block).max()) + 1):
-        block = np.minimum(demand.first_block + step, demand.last_block)
-        cost = np.minimum(cost, np.einsum("ij,ij->i", demand.parts, by_block[block]))
+    wanted = np.zeros((len(caps), 5))
+    for part in _slices(len(demand.trace)):
+        first, _ = demand.blocks(part)
+        for column, amounts in enumerate(demand.parts(part).T):
+            wanted[:, column] += np.bincount(first, amounts, len(caps))
+    prices = np.empty((len(caps), 5))
+    for cap in np.unique(caps).tolist():
+        mine = caps == cap
+        goal = wanted[mine].sum(axis=0)
+        prices[mine] = _dearest_prices(machine, cap, goal if goal.any() else wanted.sum(axis=0))
+    return prices
+
+
+def _least_cost(demand: _Demand, prices: Floats, part: slice) -> Floats:
+    """Each request at the prices of the cheapest block that it may be served in."""
+    parts, (first, last) = demand.parts(part), demand.blocks(part)
+    cost: Floats = np.full(len(parts), np.inf)
+    for step in range(int((last - first).max()) + 1):
+        block = np.minimum(first + step, last)
+        cost = np.minimum(cost, np.einsum("ij,ij->i", parts, prices[block]))
     return cost
 
 

@@ -21,9 +21,9 @@ from control_plane.simulation.policies import (
     GpuBudgetError,
     check_policy_names,
 )
-from control_plane.simulation.scoring import Score, score
+from control_plane.simulation.scoring import Curve, Score, curve, score
 from control_plane.simulation.serving_cluster import ClusterTimes, SimulatedCluster
-from control_plane.simulation.sizing import Sizing, Watch, fewest_replicas
+from control_plane.simulation.sizing import Watch, fewest_replicas
 from control_plane.simulation.trace import Trace
 
 SETTLE_S = 60.0
@@ -61,14 +61,23 @@ class Question:
     attainment: float = 0.99
     startup_s: float | None = None
 
+    @property
+    def slo(self) -> Slo:
+        return self.settings.slo.slo()
+
+    def idle_gpus(self, baseline_gpus: int) -> int:
+        """How many GPUs are billed even when nothing holds them."""
+        return 0 if self.idle is Idle.RELEASED else (self.gpus or baseline_gpus)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``scores`` always holds the baseline too."""
+    """``scores`` and ``curves`` always hold the baseline too."""
 
     scores: Mapping[str, Score]
-    outcomes: Mapping[str, Simulated]
-    single_pool: Sizing
+    curves: Mapping[str, Curve]
+    baseline_replicas: int
+    sizing_runs: int
     bound: Bound
     gpus: int
     idle_gpus: int
@@ -81,42 +90,60 @@ class Answer:
 
 
 Progress = Callable[[str, float], None]
+Keep = Callable[[str, Simulated], None]
 
 
 def compare(
-    question: Question, clock_s: Callable[[], float], progress: Progress = lambda _name, _share: None
+    question: Question,
+    clock_s: Callable[[], float],
+    progress: Progress = lambda _name, _share: None,
+    keep: Keep = lambda _name, _outcome: None,
 ) -> Answer:
-    """Run everything. ``clock_s`` counts CPU seconds; ``progress(policy, share of the trace)`` is told how far a run
-    is."""
+    """Run everything. ``clock_s`` counts CPU seconds; ``progress(what, share)`` is told how far each step is;
+    ``keep(policy, outcome)`` gets every run, which is let go before the next begins: a week's fills memory."""
     check_policy_names(question.policies)
-    effort = Effort()
     trace, profile = question.trace, question.profile
-    slo = question.settings.slo.slo()
     tables = {tp: ShapeTables.of(profile, tp) for tp in profile.tps}
     runner = _Runner(question, tables, clock_s, progress)
-    sizing = _size_baseline(question, tables, runner, slo, effort)
-    tp = max(profile.tps)
-    fleet_gpus = sizing.replicas * tp
-    gpus = max(64, ROOM_FACTOR * fleet_gpus) if question.gpus is None else question.gpus
-    idle_gpus = 0 if question.idle is Idle.RELEASED else (question.gpus or fleet_gpus)
+    marks = _Marks(question, progress, keep)
+    tp, effort = max(profile.tps), Effort()
+    replicas, sizing_runs = _baseline(runner, marks, effort)
+    baseline_gpus = replicas * tp
+    gpus = max(64, ROOM_FACTOR * baseline_gpus) if question.gpus is None else question.gpus
+    idle_gpus = question.idle_gpus(baseline_gpus)
     idle_gpu_w = 0.0 if question.idle is Idle.RELEASED else profile.gpu.idle_w
-    outcomes: dict[str, Simulated] = {}
-    if question.idle is Idle.RELEASED:
-        outcomes[SINGLE_POOL] = sizing.outcome
-        effort.cpu_s += runner.last_cpu_s[sizing.replicas]
-        effort.policy_cpu_s += runner.last_policy_s[sizing.replicas]
-        effort.sizing_cpu_s -= runner.last_cpu_s[sizing.replicas] + runner.last_policy_s[sizing.replicas]
-    else:
-        outcomes[SINGLE_POOL] = runner.run(SINGLE_POOL, SinglePool(sizing.replicas, tp), idle_gpus, effort)
     for name in question.policies:
         if name != SINGLE_POOL:
             fleet = POLICIES[name](Cluster(profile, gpus, question.settings, trace, idle_gpu_w))
-            outcomes[name] = runner.run(name, fleet, idle_gpus, effort, gpus)
+            marks.give(name, *runner.run(name, trace, fleet, idle_gpus, gpus), effort)
     bound = energy_bound(
-        trace, tables, slo, idle_gpus=idle_gpus, until_s=runner.until_s, attainment=question.attainment
+        trace,
+        tables,
+        question.slo,
+        idle_gpus=idle_gpus,
+        until_s=runner.until_s(trace),
+        attainment=question.attainment,
+        progress=lambda share: progress("bound", share),
     )
-    scores = {name: score(outcome, slo) for name, outcome in outcomes.items()}
-    return Answer(scores, outcomes, sizing, bound, gpus, idle_gpus, effort)
+    return Answer(marks.scores, marks.curves, replicas, sizing_runs, bound, gpus, idle_gpus, effort)
+
+
+class _Marks:
+    """Takes each run's score and curve, so that the run itself need not be kept."""
+
+    def __init__(self, question: Question, progress: Progress, keep: Keep) -> None:
+        self._slo, self._progress, self._keep = question.slo, progress, keep
+        self.scores: dict[str, Score] = {}
+        self.curves: dict[str, Curve] = {}
+
+    def give(self, name: str, outcome: Simulated, spent: Effort, total: Effort) -> None:
+        total.cpu_s += spent.cpu_s
+        total.policy_cpu_s += spent.policy_cpu_s
+        self._progress(f"scoring {name}", 0.0)
+        self.scores[name] = score(outcome, self._slo)
+        self.curves[name] = curve(outcome, self._slo)
+        self._keep(name, outcome)
+        self._progress(f"scoring {name}", 1.0)
 
 
 class _Runner:
@@ -127,26 +154,25 @@ class _Runner:
         clock_s: Callable[[], float],
         progress: Progress,
     ) -> None:
-        self._question, self._tables, self._clock_s, self._progress = question, tables, clock_s, progress
-        self.until_s = question.trace.duration_s + SETTLE_S
-        self._sample_s = max(1.0, self.until_s / 3000)
+        self.question, self.tables, self._clock_s, self._progress = question, tables, clock_s, progress
         settings = question.settings
         startup_s = settings.sharding.startup_s if question.startup_s is None else question.startup_s
         self._times = ClusterTimes.for_startup(startup_s)
-        self.last_cpu_s: dict[int, float] = {}
-        self.last_policy_s: dict[int, float] = {}
+
+    @staticmethod
+    def until_s(trace: Trace) -> float:
+        return trace.duration_s + SETTLE_S
 
     def run(
         self,
         name: str,
+        trace: Trace,
         fleet: Fleet,
         idle_gpus: int,
-        effort: Effort,
         gpus: int | None = None,
         watch: Watch | None = None,
-        size: int = 0,
-    ) -> Simulated:
-        end_s = max(1e-9, self.until_s)
+    ) -> tuple[Simulated, Effort]:
+        end_s = self.until_s(trace)
 
         def watched(now_s: float, arrived: int, columns: RequestColumns) -> bool:
             self._progress(name, min(1.0, now_s / end_s))
@@ -155,38 +181,41 @@ class _Runner:
         metered = MeteredFleet(fleet, self._clock_s)
         start_s = self._clock_s()
         cluster = SimulatedCluster(
-            self._question.profile,
+            self.question.profile,
             gpus,
             metered,
-            sample_s=self._sample_s,
+            sample_s=max(1.0, end_s / 3000),
             idle_gpus=idle_gpus,
             times=self._times,
-            tables=self._tables,
+            tables=self.tables,
         )
-        outcome = cluster.run(self._question.trace, self.until_s, watched)
+        outcome = cluster.run(trace, end_s, watched)
         cpu_s = self._clock_s() - start_s
-        effort.cpu_s += max(0.0, cpu_s - metered.policy_s)
-        effort.policy_cpu_s += metered.policy_s
-        self.last_cpu_s[size], self.last_policy_s[size] = max(0.0, cpu_s - metered.policy_s), metered.policy_s
+        return outcome, Effort(max(0.0, cpu_s - metered.policy_s), metered.policy_s)
+
+
+def _baseline(runner: _Runner, marks: _Marks, effort: Effort) -> tuple[int, int]:
+    """Sizes the baseline and gives it its marks from the very run that found it: (replicas, sizing runs)."""
+    question, tp = runner.question, max(runner.question.profile.tps)
+    spent: dict[int, Effort] = {}
+
+    def run(trace: Trace, replicas: int, watch: Watch) -> Simulated:
+        where = "" if trace is question.trace else " on an excerpt"
+        name = f"sizing {SINGLE_POOL}{where}: {replicas} × TP{tp}"
+        fleet, idle_gpus = SinglePool(replicas, tp), question.idle_gpus(replicas * tp)
+        outcome, one = runner.run(name, trace, fleet, idle_gpus, watch=watch)
+        effort.sizing_cpu_s += one.cpu_s + one.policy_cpu_s
+        spent[replicas] = one
         return outcome
 
-
-def _size_baseline(
-    question: Question, tables: Mapping[int, ShapeTables], runner: _Runner, slo: Slo, effort: Effort
-) -> Sizing:
-    tp = max(question.profile.tps)
-    search = Effort()
-
-    def run(replicas: int, watch: Watch) -> Simulated:
-        name = f"sizing {SINGLE_POOL}: {replicas} × TP{tp}"
-        return runner.run(name, SinglePool(replicas, tp), 0, search, watch=watch, size=replicas)
-
-    sizing = fewest_replicas(question.trace, tables[tp], slo, run, question.attainment)
-    effort.sizing_cpu_s += search.cpu_s + search.policy_cpu_s
+    sizing = fewest_replicas(question.trace, runner.tables[tp], question.slo, run, question.attainment)
     least = sizing.replicas * tp
     if question.gpus is not None and question.gpus < least:
         raise GpuBudgetError(
             f"{question.gpus} GPUs are too few: {SINGLE_POOL} holds the SLO for {question.attainment:.0%} of this "
             f"trace with {sizing.replicas} × TP{tp}, so at least {least} GPUs work"
         )
-    return sizing
+    reported = spent[sizing.replicas]
+    effort.sizing_cpu_s -= reported.cpu_s + reported.policy_cpu_s
+    marks.give(SINGLE_POOL, sizing.outcome, reported, effort)
+    return sizing.replicas, sizing.runs

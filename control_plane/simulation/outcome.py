@@ -1,6 +1,6 @@
 """What a simulated run brought: every request, the energy of every GPU, and how well the SLO was held."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -77,30 +77,34 @@ class Simulated:
 
     __hash__ = None  # type: ignore[assignment]
 
-    @cached_property
+    # The columns below are made anew each time they are asked for: kept, they would outgrow the run itself.
+
+    @property
     def done(self) -> NDArray[np.bool_]:
         finished: NDArray[np.bool_] = np.frombuffer(self.columns.finished_ps, np.int64) != NOT_YET
         return finished
 
-    @cached_property
+    @property
     def ttft_s(self) -> NDArray[np.float64]:
         """Seconds to the first token; infinite where none came."""
         return self._since_arrival_s(np.frombuffer(self.columns.first_token_ps, np.int64))
 
-    @cached_property
+    @property
     def queue_s(self) -> NDArray[np.float64]:
         """Seconds until the first prefill chunk began; infinite where none did."""
         return self._since_arrival_s(np.frombuffer(self.columns.started_ps, np.int64))
 
-    @cached_property
+    @property
     def mean_tbt_s(self) -> NDArray[np.float64]:
         """Mean time between a request's tokens, 0 for a single token; infinite where it did not finish."""
         first = np.frombuffer(self.columns.first_token_ps, np.int64)
         finished = np.frombuffer(self.columns.finished_ps, np.int64)
-        span_s = (finished - first) / PS_PER_S / np.maximum(1, self.trace.output_tokens - 1)
-        return np.where(self.done, span_s, np.inf)
+        span_s = (finished - first) / PS_PER_S
+        span_s /= np.maximum(1, self.trace.output_tokens - 1)
+        span_s[~self.done] = np.inf
+        return span_s
 
-    @cached_property
+    @property
     def request_energy_j(self) -> NDArray[np.float64]:
         """The meter shared out: each request its part of the iterations it was in, and what idles (contexts,
         start-ups, idle GPUs) in proportion to that."""
@@ -111,22 +115,38 @@ class Simulated:
     def met(self, slo: Slo) -> NDArray[np.bool_]:
         """Per request: TTFT within its input class's limit and mean TBT within its own."""
         limits = np.array([slo.ttft_short_s, slo.ttft_medium_s, slo.ttft_long_s])
-        limit_s = limits[self.trace.types() // 3]
-        return self.done & (self.ttft_s <= limit_s) & (self.mean_tbt_s <= slo.tbt_s)
+        met = self.ttft_s <= limits[self.trace.types() // 3]
+        met &= self.mean_tbt_s <= slo.tbt_s
+        met &= self.done
+        return met
 
     def slo_attainment(self, slo: Slo) -> float:
         """Share of all requests, the lost ones too, that met their SLO."""
         return float(self.met(slo).mean()) if len(self.trace) else 1.0
 
+    def rows(self, first: int, end: int) -> "Simulated":
+        """The same run with only the requests at these positions; the energy is still everybody's."""
+        part, mine, trace = slice(first, end), self.columns, self.trace
+        columns = RequestColumns(
+            mine.arrival_ps[part],
+            mine.started_ps[part],
+            mine.first_token_ps[part],
+            mine.finished_ps[part],
+            mine.energy_wps[part],
+            mine.replica[part],
+        )
+        rows = Trace(trace.arrival_ps[part], trace.input_tokens[part], trace.output_tokens[part])
+        return replace(self, trace=rows, columns=columns)
+
     @cached_property
     def records(self) -> tuple[RequestRecord, ...]:
         """One object per finished request: for small runs; the columns hold the same."""
-        requests = self.trace.requests()
+        requests, ttft_s = self.trace.requests(), self.ttft_s
         return tuple(
             RequestRecord(
                 requests[i],
                 *self.replicas[self.columns.replica[i]],
-                float(self.ttft_s[i]),
+                float(ttft_s[i]),
                 self.columns.finished_ps[i] / PS_PER_S,
             )
             for i in np.flatnonzero(self.done)
@@ -138,4 +158,6 @@ class Simulated:
         return tuple((sample.at_s, sample.power_w) for sample in self.samples[1:])
 
     def _since_arrival_s(self, at_ps: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.where(at_ps != NOT_YET, (at_ps - self.trace.arrival_ps) / PS_PER_S, np.inf)
+        since_s = (at_ps - self.trace.arrival_ps) / PS_PER_S
+        since_s[at_ps == NOT_YET] = np.inf
+        return since_s

@@ -1,13 +1,16 @@
 """How a policy did on a trace: energy, SLO, latencies, per request type too."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.domain import MAX_CLASSED_INPUT_TOKENS, REQUEST_TYPES, Slo
-from control_plane.simulation.outcome import Simulated
+from control_plane.hardware.replica_model import PS_PER_S
+from control_plane.simulation.outcome import Sample, Simulated
+from control_plane.simulation.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +57,39 @@ OVER_8192 = "input>8192"
 
 def score(outcome: Simulated, slo: Slo) -> Score:
     """Everything counts: a lost request breaks its SLO, and energy is shared out until it sums to the meter."""
-    met = outcome.met(slo)
-    kinds = outcome.trace.types()
-    groups = {str(kind): kinds == row for row, kind in enumerate(REQUEST_TYPES)}
-    by_class = {}
-    for row, (name, mine) in enumerate(groups.items()):
-        if mine.any():
-            gaps = outcome.gaps.percentile_s(0.5, row), outcome.gaps.percentile_s(0.99, row)
-            by_class[name] = _class_score(outcome, met, mine, gaps)
-    over = outcome.trace.input_tokens > MAX_CLASSED_INPUT_TOKENS
+    trace = outcome.trace
+    kinds = trace.types()
+    present = np.bincount(kinds, minlength=len(REQUEST_TYPES))
+    rows = {str(kind): row for row, kind in enumerate(REQUEST_TYPES) if present[row]}
+    groups: list[_Group] = [None, *(_of_type(kinds, row) for row in rows.values())]
+    over = trace.input_tokens > MAX_CLASSED_INPUT_TOKENS
     if over.any():
-        by_class[OVER_8192] = _class_score(outcome, met, over, (None, None))
-    everyone = _class_score(outcome, met, np.ones(len(kinds), bool), (None, None))
+        groups.append(lambda: over)
+    # A column at a time, and a group of it at a time: a week's columns are large.
+    met = _each(outcome.met(slo), groups, _mean)
+    ttft_s = _each(outcome.ttft_s, groups, _percentiles)
+    queue_s = _each(outcome.queue_s, groups, _percentiles)
+    energy_j = _each(outcome.request_energy_j, groups, _sum)
+    inputs, outputs = _each(trace.input_tokens, groups, _sum), _each(trace.output_tokens, groups, _sum)
+    counts = [len(trace), *(int(present[row]) for row in rows.values()), int(over.sum())]
+    gaps = [(outcome.gaps.percentile_s(0.5, row), outcome.gaps.percentile_s(0.99, row)) for row in rows.values()]
+    tbt_s: list[tuple[float | None, float | None]] = [(None, None), *gaps, (None, None)]
+    everyone, *lines = [
+        ClassScore(
+            requests=counts[at],
+            slo_attainment=met[at],
+            ttft_p50_s=ttft_s[at][0],
+            ttft_p99_s=ttft_s[at][1],
+            queue_p50_s=queue_s[at][0],
+            queue_p99_s=queue_s[at][1],
+            tbt_p50_s=tbt_s[at][0],
+            tbt_p99_s=tbt_s[at][1],
+            energy_j=energy_j[at],
+            energy_per_request_j=energy_j[at] / max(1, counts[at]),
+            energy_per_token_j=energy_j[at] / max(1.0, inputs[at] + outputs[at]),
+        )
+        for at in range(len(groups))
+    ]
     return Score(
         energy_j=outcome.energy_j,
         slo_attainment=everyone.slo_attainment,
@@ -79,33 +103,60 @@ def score(outcome: Simulated, slo: Slo) -> Score:
         reconfigurations=outcome.reconfigurations,
         energy_per_request_j=everyone.energy_per_request_j,
         energy_per_token_j=everyone.energy_per_token_j,
-        by_class=by_class,
+        by_class=dict(zip([*rows, OVER_8192], lines, strict=False)),
     )
 
 
-def _class_score(
-    outcome: Simulated, met: NDArray[np.bool_], mine: NDArray[np.bool_], gaps: tuple[float | None, float | None]
-) -> ClassScore:
-    ttft_s, queue_s = outcome.ttft_s[mine], outcome.queue_s[mine]
-    energy_j = float(outcome.request_energy_j[mine].sum())
-    tokens = int(outcome.trace.input_tokens[mine].sum()) + int(outcome.trace.output_tokens[mine].sum())
-    requests = int(mine.sum())
-    return ClassScore(
-        requests=requests,
-        slo_attainment=float(met[mine].mean()) if requests else 1.0,
-        ttft_p50_s=_percentile(ttft_s, 50),
-        ttft_p99_s=_percentile(ttft_s, 99),
-        queue_p50_s=_percentile(queue_s, 50),
-        queue_p99_s=_percentile(queue_s, 99),
-        tbt_p50_s=gaps[0],
-        tbt_p99_s=gaps[1],
-        energy_j=energy_j,
-        energy_per_request_j=energy_j / max(1, requests),
-        energy_per_token_j=energy_j / max(1, tokens),
-    )
+CURVE_BINS = 240
 
 
-def _percentile(times_s: NDArray[np.float64], percent: float) -> float:
-    """Of those that came: infinite waits belong to lost requests, which are counted as such."""
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A run over time: the cluster as sampled, and the share of requests within their SLO by time of arrival, in
+    ``CURVE_BINS`` equal parts of the trace (NaN where none came)."""
+
+    samples: tuple[Sample, ...]
+    held: NDArray[np.float64]
+
+
+def curve(outcome: Simulated, slo: Slo) -> Curve:
+    trace = outcome.trace
+    borders = np.searchsorted(trace.arrival_ps, curve_edges_s(trace) * PS_PER_S)
+    counts = np.diff(borders)
+    met = np.concatenate(([0], np.cumsum(outcome.met(slo), dtype=np.int32)))[borders]
+    return Curve(outcome.samples, np.divide(np.diff(met), counts, np.full(len(counts), np.nan), where=counts > 0))
+
+
+def curve_edges_s(trace: Trace) -> NDArray[np.float64]:
+    """``CURVE_BINS + 1`` times from the trace's start to its end."""
+    return np.linspace(0.0, max(trace.duration_s, 1.0), CURVE_BINS + 1)
+
+
+_T = TypeVar("_T")
+_Group = Callable[[], NDArray[np.bool_]] | None
+"""Which requests are counted; None: all."""
+
+
+def _of_type(kinds: NDArray[np.int8], row: int) -> Callable[[], NDArray[np.bool_]]:
+    return lambda: kinds == row
+
+
+def _each(column: NDArray[Any], groups: Sequence[_Group], of: Callable[[NDArray[Any]], _T]) -> list[_T]:
+    return [of(column if group is None else column[group()]) for group in groups]
+
+
+def _mean(met: NDArray[np.bool_]) -> float:
+    return float(met.mean()) if len(met) else 1.0
+
+
+def _sum(column: NDArray[Any]) -> float:
+    return float(column.sum())
+
+
+def _percentiles(times_s: NDArray[np.float64]) -> tuple[float, float]:
+    """p50 and p99 of those that came: infinite waits belong to lost requests, which are counted as such."""
     came = times_s[np.isfinite(times_s)]
-    return float(np.percentile(came, percent)) if len(came) else 0.0
+    if not len(came):
+        return 0.0, 0.0
+    half, most = np.percentile(came, [50, 99], overwrite_input=True)
+    return float(half), float(most)

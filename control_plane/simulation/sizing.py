@@ -10,7 +10,7 @@ from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.hardware.request_columns import NOT_YET, RequestColumns
 from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.simulation.outcome import Simulated
-from control_plane.simulation.trace import Trace
+from control_plane.simulation.trace import Trace, excerpt
 
 Watch = Callable[[float, int, RequestColumns], bool]
 
@@ -46,27 +46,44 @@ class LateCount:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """The fewest replicas, their run, and how many runs it took to find them."""
+    """The fewest replicas, their run, and how many runs of the whole trace it took to find them."""
 
     replicas: int
     outcome: Simulated
     runs: int
 
 
-def fewest_replicas(
-    trace: Trace,
-    tables: ShapeTables,
-    slo: Slo,
-    run: Callable[[int, Watch], Simulated],
-    attainment: float = 0.99,
-) -> Sizing:
-    """``run(replicas, watch)`` simulates a fleet, stopping where the watch says so. Starts at what the busiest five
-    minutes need and brackets from there; raises SloUnreachableError where more replicas no longer help."""
+Run = Callable[[Trace, int, Watch], Simulated]
+"""Simulates so many replicas on a trace, stopping where the watch says so."""
+
+EXCERPT_REQUESTS = 400_000
+"""Long enough to tell one fleet from the next, short against a week."""
+EXCERPT_WINDOW_S = 300.0
+"""Requests stay for seconds: hardly any meets the seam between two windows."""
+
+
+def fewest_replicas(trace: Trace, tables: ShapeTables, slo: Slo, run: Run, attainment: float = 0.99) -> Sizing:
+    """Brackets from a guess, so that no fleet plays the trace twice: from what the busiest five minutes need, or, for
+    a long trace, from what an excerpt needs. Raises SloUnreachableError where more replicas no longer help."""
     refuse_what_no_replica_holds(trace, tables, slo, attainment)
-    fails, replicas, step, runs = 0, _first_guess(trace, tables), 1, 0
+    guess, most = _first_guess(trace, tables), 2 * len(trace)
+    one_in = len(trace) // EXCERPT_REQUESTS
+    if one_in >= 4:
+        part = excerpt(trace, min(EXCERPT_WINDOW_S, trace.duration_s / one_in / 24), one_in)
+        found = _bracket(part, slo, run, attainment, guess, 4 * guess)
+        guess = guess if found is None else found.replicas
+    sizing = _bracket(trace, slo, run, attainment, guess, most)
+    if sizing is None:
+        raise SloUnreachableError(f"even {most} replicas do not hold the SLO for {attainment:.1%}")
+    return sizing
+
+
+def _bracket(trace: Trace, slo: Slo, run: Run, attainment: float, first: int, most: int) -> Sizing | None:
+    """None where ``most`` replicas are too few."""
+    fails, replicas, step, runs = 0, first, 1, 0
     best: tuple[int, Simulated] | None = None
     while True:
-        outcome = run(replicas, LateCount(trace, slo, attainment))
+        outcome = run(trace, replicas, LateCount(trace, slo, attainment))
         runs += 1
         if outcome.complete and outcome.slo_attainment(slo) >= attainment:
             best = replicas, outcome
@@ -74,9 +91,9 @@ def fewest_replicas(
             fails = replicas
         del outcome  # two runs of a week are all that memory holds
         if best is None:
-            if fails > 2 * len(trace):
-                raise SloUnreachableError(f"even {fails} replicas do not hold the SLO for {attainment:.1%}")
-            replicas, step = fails + step, step * 2
+            if fails >= most:
+                return None
+            replicas, step = min(most, fails + step), step * 2
         elif best[0] - fails == 1:
             return Sizing(*best, runs)
         elif fails == 0:

@@ -1,7 +1,7 @@
 """The embedded seeded generator: requests with the published statistics of Azure's 2023 traces."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -82,10 +82,6 @@ def _at_quantile(knots: Sequence[tuple[float, int]], quantile: float) -> int:
     (q0, v0), (q1, v1) = knots[upper - 1], knots[upper]
     value = v0 + (v1 - v0) * (quantile - q0) / (q1 - q0)
     return max(1, min(int(value), v1 - 1))
-
-
-def total_tokens(requests: Iterable[Request]) -> int:
-    return sum(r.input_tokens + r.output_tokens for r in requests)
 
 
 # The same statistics a column at a time, for the command line: hours and weeks in seconds.

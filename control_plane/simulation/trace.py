@@ -29,7 +29,7 @@ class Trace:
                 f"a trace's columns differ in length: {len(self.arrival_ps)} arrivals, {len(self.input_tokens)} "
                 f"inputs, {len(self.output_tokens)} outputs"
             )
-        if len(self) and (np.diff(self.arrival_ps) < 0).any():
+        if (self.arrival_ps[1:] < self.arrival_ps[:-1]).any():
             raise ValueError("a trace's arrivals must be in order of time")
 
     @classmethod
@@ -71,10 +71,25 @@ class Trace:
             self.arrival_ps[part] - round(from_s * PS_PER_S), self.input_tokens[part], self.output_tokens[part]
         )
 
-    def types(self) -> NDArray[np.int8]:
-        """Position of each request's type in ``REQUEST_TYPES``."""
-        rows = np.digitize(self.input_tokens, [256, 1024])
-        return (rows * 3 + np.digitize(self.output_tokens, [100, 350])).astype(np.int8)
+    def types(self, part: slice = slice(None)) -> NDArray[np.int8]:
+        """Position of each request's type in ``REQUEST_TYPES``; of some rows only where ``part`` says which."""
+        rows = _border(self.input_tokens[part], 256, 1024)
+        return rows * np.int8(3) + _border(self.output_tokens[part], 100, 350)
+
+
+def _border(tokens: NDArray[np.int32], medium: int, long: int) -> NDArray[np.int8]:
+    """0, 1 or 2: below ``medium``, below ``long``, or longer."""
+    return (tokens >= medium).astype(np.int8) + (tokens >= long)
+
+
+def excerpt(trace: Trace, window_s: float, one_in: int) -> Trace:
+    """Every ``one_in``-th window of ``window_s`` seconds, one put behind the other: as many quiet and busy minutes, in
+    proportion, as the whole trace has."""
+    width_ps = round(window_s * PS_PER_S)
+    window = trace.arrival_ps // width_ps
+    chosen = np.flatnonzero(window % one_in == 0)
+    gaps_ps = window[chosen] * width_ps - window[chosen] // one_in * width_ps
+    return Trace(trace.arrival_ps[chosen] - gaps_ps, trace.input_tokens[chosen], trace.output_tokens[chosen])
 
 
 def scaled(trace: Trace, factor: float, seed: int = 0) -> Trace:

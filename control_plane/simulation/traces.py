@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.domain import Request
+from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.simulation.synthetic import (
     CONVERSATION_RPS,
     CONVERSATION_SHARES,
     demo_shape,
     synthetic_conversation,
     synthetic_trace,
-    total_tokens,
 )
 from control_plane.simulation.trace import Trace
 
@@ -35,7 +35,6 @@ __all__ = [
     "read_azure",
     "synthetic_conversation",
     "synthetic_trace",
-    "total_tokens",
     "window",
 ]
 
@@ -50,6 +49,8 @@ MOST_TOKENS = 10_000_000
 LONGEST_TRACE_PS = 100 * 86400 * 10**12
 _TICKS_PER_S = 10**7
 _PS_PER_TICK = 10**5
+_BLOCK = 1 << 20
+"""Requests worked on at a time: what lies in between stays small beside a week's trace."""
 
 
 def read_azure(text: str, source: str = "trace") -> tuple[Request, ...]:
@@ -136,11 +137,16 @@ class LengthPercentiles:
                 raise ValueError(f"{name} percentiles must be at least 1 token and not fall, got {tokens}")
 
     def draw(self, random: np.random.Generator, count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        drawn = []
-        for knots in (self.inputs, self.outputs):
-            shares, tokens = (np.array(column, float) for column in zip(*knots, strict=True))
-            drawn.append(np.interp(random.random(count), shares, tokens).astype(np.int32))
-        return drawn[0], drawn[1]
+        return _drawn(random, count, self.inputs), _drawn(random, count, self.outputs)
+
+
+def _drawn(random: np.random.Generator, count: int, knots: Sequence[tuple[float, int | float]]) -> NDArray[np.int32]:
+    shares, tokens = (np.array(column, float) for column in zip(*knots, strict=True))
+    lengths = np.empty(count, np.int32)
+    for start in range(0, count, _BLOCK):
+        part = lengths[start : start + _BLOCK]
+        part[:] = np.interp(random.random(len(part)), shares, tokens)
+    return lengths
 
 
 WEEK_2024 = {
@@ -204,16 +210,22 @@ def _along_curve(
     if count == 0:
         raise TraceError(f"a load curve of {expected[-1]:.2f} requests brought none; raise --scale")
     # Given their number, Poisson arrivals are independent draws from the curve; sorted uniforms, then its inverse.
-    marks = np.sort(random.random(count)) * expected[-1]
-    piece = np.clip(np.searchsorted(expected, marks, side="right") - 1, 0, len(times_s) - 2)
-    rest = marks - expected[piece]
-    width, start = np.diff(times_s)[piece], rates[piece]
-    slope = (rates[piece + 1] - start) / width
-    root = np.sqrt(np.maximum(0.0, start**2 + 2 * slope * rest))
-    arrival_s = times_s[piece] + np.minimum(width, 2 * rest / np.maximum(start + root, 1e-300))
-    del marks, piece, rest, width, start, slope, root
+    marks = random.random(count)
+    marks.sort()
+    marks *= expected[-1]
+    arrival_ps = np.empty(count, np.int64)
+    for first in range(0, count, _BLOCK):
+        block = marks[first : first + _BLOCK]
+        piece = np.clip(np.searchsorted(expected, block, side="right") - 1, 0, len(times_s) - 2)
+        rest = block - expected[piece]
+        width, start = np.diff(times_s)[piece], rates[piece]
+        slope = (rates[piece + 1] - start) / width
+        root = np.sqrt(np.maximum(0.0, start**2 + 2 * slope * rest))
+        arrival_s = times_s[piece] + np.minimum(width, 2 * rest / np.maximum(start + root, 1e-300))
+        arrival_ps[first : first + _BLOCK] = np.rint(arrival_s * PS_PER_S)
+    del marks
     inputs, outputs = lengths.draw(random, count)
-    return Trace.at(np.maximum.accumulate(arrival_s), inputs, outputs)
+    return Trace(np.maximum.accumulate(arrival_ps, out=arrival_ps), inputs, outputs)
 
 
 def window(requests: Sequence[Request], from_s: float, duration_s: float) -> tuple[Request, ...]:

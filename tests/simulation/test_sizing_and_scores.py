@@ -28,7 +28,7 @@ def simulate(trace: Trace, replicas: int, watch: Watch | None = None) -> Simulat
 @pytest.mark.parametrize("kind", ["conv", "code"])
 def test_the_fewest_replicas_hold_the_slo_and_one_fewer_does_not(kind: str) -> None:
     trace = synthetic_trace(kind, 0.1, 4.0, seed=2)
-    found = fewest_replicas(trace, TABLES, SLO, lambda replicas, watch: simulate(trace, replicas, watch))
+    found = fewest_replicas(trace, TABLES, SLO, simulate)
     assert found.outcome.slo_attainment(SLO) >= 0.99
     assert found.replicas > 1
     assert simulate(trace, found.replicas - 1).slo_attainment(SLO) < 0.99
@@ -37,7 +37,7 @@ def test_the_fewest_replicas_hold_the_slo_and_one_fewer_does_not(kind: str) -> N
 def test_an_slo_that_no_replica_holds_is_refused() -> None:
     trace = Trace.of([Request("r0", 0.0, 60_000, 5)])
     with pytest.raises(SloUnreachableError, match=r"100.0% of the requests break their SLO even alone on a TP8"):
-        fewest_replicas(trace, TABLES, SLO, lambda replicas, watch: simulate(trace, replicas, watch))
+        fewest_replicas(trace, TABLES, SLO, simulate)
 
 
 def test_energy_of_requests_sums_to_the_meter_and_long_inputs_are_counted_apart() -> None:

@@ -8,14 +8,12 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from control_plane.domain import Slo
+from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.simulation.comparison import Answer, Question
-from control_plane.simulation.outcome import Sample, Simulated
+from control_plane.simulation.outcome import Sample
 from control_plane.simulation.policies import SINGLE_POOL
+from control_plane.simulation.scoring import curve_edges_s
 from wattray.report.page import Card, Section, write_page
-
-BINS = 240
-"""Points of a curve over the whole trace."""
 
 Floats = NDArray[np.float64]
 
@@ -23,7 +21,7 @@ Floats = NDArray[np.float64]
 def write_report(path: Path, answer: Answer, question: Question) -> None:
     """One page, readable without a network."""
     trace = question.trace
-    edges = np.linspace(0.0, max(trace.duration_s, 1.0), BINS + 1)
+    edges = curve_edges_s(trace)
     hours = (edges[1:] + edges[:-1]) / 7200
     baseline_j = answer.scores[SINGLE_POOL].energy_j
     cards = [
@@ -31,7 +29,7 @@ def write_report(path: Path, answer: Answer, question: Question) -> None:
         for name, score in answer.scores.items()
         if name != SINGLE_POOL
     ]
-    cards.append(Card(f"{baseline_j / 3.6e6:,.2f} kWh", f"{SINGLE_POOL}: {answer.single_pool.replicas} replicas"))
+    cards.append(Card(f"{baseline_j / 3.6e6:,.2f} kWh", f"{SINGLE_POOL}: {answer.baseline_replicas} replicas"))
     cards.append(Card(f"{1 - answer.bound.energy_j / baseline_j:.1%}", "saved at most by any policy (bound)"))
     over_time = Section(
         "Over time",
@@ -41,7 +39,7 @@ def write_report(path: Path, answer: Answer, question: Question) -> None:
             _sampled("GPUs held", answer, lambda sample: float(sample.gpus)),
             _sampled("Mean clock of held GPUs, MHz", answer, lambda sample: sample.mean_freq_mhz),
             _sampled("Power, kW", answer, lambda sample: sample.power_w / 1000),
-            _slo_figure(hours, edges, answer, question.settings.slo.slo()),
+            _slo_figure(hours, answer),
             _sampled("Requests in flight", answer, lambda sample: float(sample.in_flight)),
         ],
     )
@@ -53,9 +51,10 @@ def write_report(path: Path, answer: Answer, question: Question) -> None:
 
 
 def _load_figure(hours: Floats, edges: Floats, question: Question) -> go.Figure:
-    arrival_s = question.trace.arrival_ps / 1e12
-    counts, _ = np.histogram(arrival_s, edges)
-    tokens, _ = np.histogram(arrival_s, edges, weights=question.trace.input_tokens)
+    trace = question.trace
+    borders = np.searchsorted(trace.arrival_ps, edges * PS_PER_S)
+    counts = np.diff(borders)
+    tokens = np.diff(np.concatenate(([0], np.cumsum(trace.input_tokens, dtype=np.int64)))[borders])
     width_s = edges[1] - edges[0]
     figure = _figure("Load")
     figure.add_scatter(x=hours, y=counts / width_s, name="requests per s")
@@ -65,26 +64,18 @@ def _load_figure(hours: Floats, edges: Floats, question: Question) -> go.Figure:
 
 def _sampled(title: str, answer: Answer, value: Callable[[Sample], float]) -> go.Figure:
     figure = _figure(title)
-    for name, outcome in answer.outcomes.items():
-        samples = outcome.samples[1 :: max(1, len(outcome.samples) // 1500)]
+    for name, curve in answer.curves.items():
+        samples = curve.samples[1 :: max(1, len(curve.samples) // 1500)]
         figure.add_scatter(x=[s.at_s / 3600 for s in samples], y=[value(s) for s in samples], name=name)
     return figure
 
 
-def _slo_figure(hours: Floats, edges: Floats, answer: Answer, slo: Slo) -> go.Figure:
+def _slo_figure(hours: Floats, answer: Answer) -> go.Figure:
     figure = _figure("Share of requests within their SLO")
-    for name, outcome in answer.outcomes.items():
-        figure.add_scatter(x=hours, y=_held(outcome, edges, slo), name=name)
+    for name, curve in answer.curves.items():
+        figure.add_scatter(x=hours, y=curve.held, name=name)
     figure.add_hline(y=0.99, line_dash="dot", line_width=1)
     return figure
-
-
-def _held(outcome: Simulated, edges: Floats, slo: Slo) -> Floats:
-    arrival_s = outcome.trace.arrival_ps / 1e12
-    counts, _ = np.histogram(arrival_s, edges)
-    held, _ = np.histogram(arrival_s, edges, weights=outcome.met(slo).astype(float))
-    share: Floats = np.divide(held, counts, out=np.full(len(counts), np.nan), where=counts > 0)
-    return share
 
 
 def _energy_figure(answer: Answer) -> go.Figure:
