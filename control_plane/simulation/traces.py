@@ -5,9 +5,10 @@ import csv
 import io
 import json
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,28 +66,16 @@ def azure_trace(lines: Iterable[str], source: str = "trace") -> Trace:
     others ignored. Raises TraceError for a missing column, an empty file, unparsable or unsorted times, and token
     counts that are not positive integers.
     """
-    rows = csv.reader(_without_bom(lines))
-    header = [name.strip() for name in next(rows, [])]
-    if not any(header):
-        raise TraceError(f"{source}: the file is empty; expected a header line {','.join(COLUMNS)}")
-    missing = [name for name in COLUMNS if name not in header]
-    if missing:
-        raise TraceError(f"{source}:1: column {missing[0]} is missing; found {','.join(header)}")
-    at, inputs, outputs = (header.index(name) for name in COLUMNS)
     columns = _Columns(source)
     clock = _StampReader()
-    for line, row in enumerate(rows, start=2):
-        if not row:
-            continue
+    for line, (stamp, inputs, outputs) in _csv_rows(lines, COLUMNS, source):
         where = f"{source}:{line}"
-        if len(row) < len(header):
-            raise TraceError(f"{where}: {len(row)} fields where the header has {len(header)}")
         columns.add(
             line,
-            clock.ticks(row[at], where) * _PS_PER_TICK,
-            _tokens(row[inputs], "ContextTokens", where),
-            _tokens(row[outputs], "GeneratedTokens", where),
-            f"TIMESTAMP {row[at]}",
+            clock.ticks(stamp, where) * _PS_PER_TICK,
+            _tokens(inputs, "ContextTokens", where),
+            _tokens(outputs, "GeneratedTokens", where),
+            f"TIMESTAMP {stamp}",
         )
     return columns.trace()
 
@@ -172,30 +161,20 @@ def load_curve_trace(
     Poisson arrivals at ``scale`` times the curve, linear between its points and level before the first; lengths are
     drawn from percentiles. The same seed gives the same trace.
     """
-    rows = csv.reader(_without_bom(lines))
-    header = [name.strip() for name in next(rows, [])]
-    missing = [name for name in RPM_COLUMNS if name not in header]
-    if missing:
-        raise TraceError(f"{source}:1: column {missing[0]} is missing; found {','.join(header) or 'nothing'}")
-    at, rpm = (header.index(name) for name in RPM_COLUMNS)
     times_s: list[float] = []
     rates: list[float] = []
     clock = _StampReader()
-    for line, row in enumerate(rows, start=2):
-        if not row:
-            continue
+    for line, (stamp, rpm) in _csv_rows(lines, RPM_COLUMNS, source):
         where = f"{source}:{line}"
-        if len(row) < len(header):
-            raise TraceError(f"{where}: {len(row)} fields where the header has {len(header)}")
-        times_s.append(clock.ticks(row[at], where, "time_utc") / _TICKS_PER_S)
+        times_s.append(clock.ticks(stamp, where, "time_utc") / _TICKS_PER_S)
         if len(times_s) > 1 and times_s[-1] <= times_s[-2]:
-            raise TraceError(f"{where}: time_utc {row[at]} is not after the line above")
+            raise TraceError(f"{where}: time_utc {stamp} is not after the line above")
         try:
-            rates.append(float(row[rpm]) / 60.0)
+            rates.append(float(rpm) / 60.0)
         except ValueError:
-            raise TraceError(f"{where}: rpm_mid {row[rpm]!r} is not a number") from None
+            raise TraceError(f"{where}: rpm_mid {rpm!r} is not a number") from None
         if not 0 <= rates[-1] < 1e9:
-            raise TraceError(f"{where}: rpm_mid {row[rpm]} must be a finite number from 0 on")
+            raise TraceError(f"{where}: rpm_mid {rpm} must be a finite number from 0 on")
     if len(times_s) < 2:
         raise TraceError(f"{source}: a load curve needs at least two points, found {len(times_s)}")
     return _along_curve(np.array(times_s) - times_s[0], np.array(rates) * scale, lengths, seed)
@@ -293,6 +272,23 @@ class _StampReader:
         if time.tzinfo is UTC and len(whole) == 19:
             self._minute, self._minute_ticks = text[:17], ticks - int(whole[17:19]) * _TICKS_PER_S
         return ticks + (int(rest[: min(7, digits)].ljust(7, "0")) if dot and digits else 0)
+
+
+def _csv_rows(lines: Iterable[str], columns: Sequence[str], source: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(line, the named columns of it); blank lines are passed over, a short one is refused."""
+    rows = csv.reader(_without_bom(lines))
+    header = [name.strip() for name in next(rows, [])]
+    if not any(header):
+        raise TraceError(f"{source}: the file is empty; expected a header line {','.join(columns)}")
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise TraceError(f"{source}:1: column {missing[0]} is missing; found {','.join(header)}")
+    chosen, width = itemgetter(*(header.index(name) for name in columns)), len(header)
+    for line, row in enumerate(rows, start=2):
+        if row and len(row) < width:
+            raise TraceError(f"{source}:{line}: {len(row)} fields where the header has {width}")
+        if row:
+            yield line, chosen(row)
 
 
 def _without_bom(lines: Iterable[str]) -> Iterable[str]:
