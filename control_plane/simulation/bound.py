@@ -1,9 +1,15 @@
 """The least energy any policy could spend on a trace: a clairvoyant autoscaler with shared pools and free switching.
 
 By prices. Say a second with a replica held costs ``a`` joules, a decoded token ``y``, a token of context attended to
-``v``, a prefilled token ``x``, a unit of prefill attention ``z``. If no iteration of any shape, clock and batch draws
-less than its parts cost at these prices, then no schedule of iterations does, whatever the policy: combined or split
-phases, any fleet size. A linear program finds the prices that make the trace dearest; the trace's cost is the bound.
+``v``, a prefilled token ``x``, a unit of prefill attention ``z``, and a decoder's second in an iteration gives ``w``
+back. If no iteration of any shape, clock and batch draws less than its parts cost at these prices, then no schedule of
+iterations does, whatever the policy: combined or split phases, any fleet size. Who holds its SLO gets at most ``w``
+times its TBT limit back per token: the iterations it decodes in lie one after the other between its first token and its
+last. A linear program finds the prices that make the trace dearest; the trace's cost is the bound.
+
+A prompt recomputed after a preemption yields a token that no decoding paid for, nor the c >= 2 tokens of context that
+decoding would attend to. The recomputed tokens are not asked for, so they stand for those: c - 1 at ``x``, which is
+kept at 2 ``v`` or more, and the last as a decoder.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +25,13 @@ from control_plane.simulation.trace import Trace
 
 Floats = NDArray[np.float64]
 
-_SCALE = np.array([1.0, 1.0, 1e-3, 1.0, 1e-6])
-"""Prices (a, y, v, x, z) differ by orders of magnitude: the solver sees them scaled."""
+_SCALE = np.array([1.0, 1.0, 1e-3, 1.0, 1e-6, 1.0])
+"""Prices (a, y, v, x, z, w) differ by orders of magnitude: the solver sees them scaled."""
 _GRID_RATIO = 1.02
+_CAP_RATIO = 1.2
+"""Between the numbers of decoders for which prices are found."""
 _BLOCK_S = 60.0
+_SECONDS, _DECODED, _CONTEXT, _INPUTS, _UNITS, _WAITED = range(6)
 _ROWS = 1 << 20
 """Requests worked on at a time: a week's would fill memory five times over."""
 _MOST_PIVOTS = 200
@@ -58,12 +67,12 @@ def energy_bound(
     machine = _Machine.of(tables, idle_gpu_w)
     demand = _Demand.of(trace, slo, machine)
     progress(0.4)
-    prices = _prices_by_block(demand, machine)
+    prices = _Prices.of(demand, machine)
     # Whoever breaks its SLO may come at any time beside anybody: it pays at least its margin. The policy chooses who.
     at_risk = np.empty(len(trace))
     total_j = 0.0
     for part in _slices(len(trace)):
-        cost = _least_cost(demand, prices, part)
+        cost = prices.least_cost(demand, part)
         at_risk[part] = np.maximum(0.0, cost - machine.marginal(demand.parts(part)))
         total_j += float(cost.sum())
         progress(0.7 + 0.3 * part.stop / len(trace))
@@ -135,24 +144,29 @@ class _Machine:
         )
 
     def rows(self, most_decoders: int) -> tuple[Floats, Floats]:
-        """``rows @ (a, y, v, x, z) <= limits``: what an iteration's parts may cost at most. Linear in decoders and in
-        context, so the ends of both are all that matters."""
+        """``rows @ (a, y, v, x, z, w) <= limits``: what an iteration's parts may cost at most. Linear in decoders at
+        any context and in context at any number of decoders, so the ends of both are all that matters."""
         none = np.zeros_like(self.tokens)
         decoders = np.minimum(self.tokens, most_decoders)
         one = np.minimum(1.0, self.tokens)
         full_s = self.seconds + self.context_s * self.kv_tokens
         blocks = [
-            (self.seconds, none, none, self.tokens),
-            (self.seconds, decoders, none, self.tokens - decoders),
-            (full_s, decoders, self.kv_tokens, self.tokens - decoders),
-            (full_s, one, self.kv_tokens, self.tokens - one),
+            (self.seconds, none, none),
+            (self.seconds, decoders, none),
+            (full_s, decoders, self.kv_tokens),
+            (full_s, one, self.kv_tokens),
         ]
-        rows = np.concatenate([np.column_stack((*block, none)) for block in blocks])
+        rows = np.concatenate(
+            [
+                np.column_stack((lasts_s, many, context, self.tokens - many, none, -many * lasts_s))
+                for lasts_s, many, context in blocks
+            ]
+        )
         limits = np.concatenate([self.watts * block[0] for block in blocks])
         per_unit, watts = self.attention_rows.T
-        nothing = np.zeros_like(per_unit)
-        attention = np.column_stack((per_unit, nothing, nothing, nothing, np.ones_like(per_unit)))
-        held = np.array([[1.0, 0.0, 0.0, 0.0, 0.0]])
+        attention, held = np.zeros((len(watts), 6)), np.zeros((1, 6))
+        attention[:, _SECONDS], attention[:, _UNITS] = per_unit, 1.0
+        held[0, _SECONDS] = 1.0
         return np.concatenate((rows, attention, held)), np.concatenate((limits, per_unit * watts, [self.held_w]))
 
     def marginal(self, parts: Floats) -> Floats:
@@ -160,7 +174,7 @@ class _Machine:
         token_s, context_s, watts = self.margins.T
         above = np.maximum(0.0, watts - self.held_w)
         token_j, context_j = float((above * token_s).min()), float((above * context_s).min())
-        margin: Floats = token_j * (parts[:, 1] + parts[:, 3]) + context_j * parts[:, 2]
+        margin: Floats = token_j * (parts[:, _DECODED] + parts[:, _INPUTS]) + context_j * parts[:, _CONTEXT]
         return margin
 
 
@@ -181,6 +195,7 @@ class _Demand:
     limit_s: Floats
     """TTFT limit by input class."""
     tbt_s: float
+    """Limit of the mean."""
     block_s: float
     most_together: NDArray[np.int64]
     """By block: most requests whose time to be served, if they hold the SLO, includes one moment of it."""
@@ -203,10 +218,13 @@ class _Demand:
         return cls(trace, present_s, limit_s, slo.tbt_s, block_s, most)
 
     def parts(self, part: slice) -> Floats:
-        """By request: seconds of presence, decoded tokens, tokens of context, prefilled tokens, attention units."""
+        """By request: seconds of presence, decoded tokens, tokens of context, prefilled tokens, attention units, and
+        the most seconds of decoding that its SLO leaves."""
         inputs, decoded = self.trace.input_tokens[part].astype(float), self.trace.output_tokens[part] - 1.0
         context = decoded * (inputs + 1) + decoded * (decoded - 1) / 2
-        return np.column_stack((self.present_s[part], decoded, context, inputs, inputs * (inputs + 1) / 2))
+        return np.column_stack(
+            (self.present_s[part], decoded, context, inputs, inputs * (inputs + 1) / 2, self.tbt_s * decoded)
+        )
 
     def blocks(self, part: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and last block in which each request may be served."""
@@ -256,46 +274,60 @@ def _most_together(trace: Trace, latest_s: Floats, block_s: float) -> NDArray[np
     return result
 
 
-def _prices_by_block(demand: _Demand, machine: _Machine) -> Floats:
-    """Row by row the prices that make what arrives in such blocks dearest."""
-    caps = _rounded_up(np.clip(demand.most_together, 1, machine.most_decoders), machine.most_decoders)
-    wanted = np.zeros((len(caps), 5))
-    for part in _slices(len(demand.trace)):
-        first, _ = demand.blocks(part)
-        for column, amounts in enumerate(demand.parts(part).T):
-            wanted[:, column] += np.bincount(first, amounts, len(caps))
-    prices = np.empty((len(caps), 5))
-    for cap in np.unique(caps).tolist():
-        mine = caps == cap
-        goal = wanted[mine].sum(axis=0)
-        prices[mine] = _dearest_prices(machine, cap, goal if goal.any() else wanted.sum(axis=0))
-    return prices
+@dataclass(frozen=True, slots=True)
+class _Prices:
+    """``by_span[more][block]``: of each price the least over a block and as many more behind it. A request may be
+    served in any of its blocks, a part of it in each, and no part of it for less."""
 
+    by_span: Floats
 
-def _least_cost(demand: _Demand, prices: Floats, part: slice) -> Floats:
-    """Each request at the prices of the cheapest block that it may be served in."""
-    parts, (first, last) = demand.parts(part), demand.blocks(part)
-    cost: Floats = np.full(len(parts), np.inf)
-    for step in range(int((last - first).max()) + 1):
-        block = np.minimum(first + step, last)
-        cost = np.minimum(cost, np.einsum("ij,ij->i", parts, prices[block]))
-    return cost
+    @classmethod
+    def of(cls, demand: _Demand, machine: _Machine) -> "_Prices":
+        """Block by block the prices that make what arrives in blocks as crowded as this one dearest."""
+        caps = _rounded_up(np.clip(demand.most_together, 1, machine.most_decoders), machine.most_decoders)
+        wanted = np.zeros((len(caps), 6))
+        longest = 0
+        for part in _slices(len(demand.trace)):
+            first, last = demand.blocks(part)
+            longest = max(longest, int((last - first).max()))
+            for column, amounts in enumerate(demand.parts(part).T):
+                wanted[:, column] += np.bincount(first, amounts, len(caps))
+        prices = np.empty((len(caps), 6))
+        for cap in np.unique(caps).tolist():
+            mine = caps == cap
+            goal = wanted[mine].sum(axis=0)
+            prices[mine] = _dearest_prices(machine, cap, goal if goal.any() else wanted.sum(axis=0))
+        prices[:, _WAITED] *= -1
+        spans = [prices]
+        for more in range(1, longest + 1):
+            behind = np.vstack((prices[more:], np.repeat(prices[-1:], more, axis=0)))[: len(prices)]
+            spans.append(np.minimum(spans[-1], behind))
+        return cls(np.array(spans))
+
+    def least_cost(self, demand: _Demand, part: slice) -> Floats:
+        first, last = demand.blocks(part)
+        cost: Floats = np.einsum("ij,ij->i", demand.parts(part), self.by_span[last - first, first])
+        return cost
 
 
 def _rounded_up(counts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    steps = np.unique(np.append(4 ** np.arange(0, 10), most))
-    rounded: NDArray[np.int64] = np.minimum(steps[np.searchsorted(steps, counts)], most)
+    steps = [1]
+    while steps[-1] < most:
+        steps.append(min(most, max(steps[-1] + 1, int(steps[-1] * _CAP_RATIO))))
+    rounded: NDArray[np.int64] = np.array(steps)[np.searchsorted(steps, counts)]
     return rounded
 
 
 def _dearest_prices(machine: _Machine, most_decoders: int, wanted: Floats) -> Floats:
-    """The linear program ``max wanted @ prices`` over all rows, by the dual simplex method: five rows bind at a time,
+    """The linear program ``max wanted @ prices`` over all rows, by the dual simplex method: six rows bind at a time,
     and the row that is broken worst takes the place of one of them."""
     rows, limits = machine.rows(most_decoders)
     rows = rows / limits[:, None] / _SCALE
     goal = wanted / _SCALE
-    alone = np.diag(rows.max(axis=0))  # no price can be higher than where a row allows it nothing else
-    binding, level = alone.copy(), np.ones(5)
+    goal[_WAITED] *= -1
+    # To begin with no price is higher than where a row allows it nothing else, and nothing is given back.
+    highest = rows.max(axis=0)
+    binding, level = np.diag(np.append(highest[:_WAITED], -1.0)), np.append(np.ones(_WAITED), 0.0)
     prices = np.linalg.solve(binding, level)
     for _ in range(_MOST_PIVOTS):
         over = rows @ prices
@@ -304,7 +336,7 @@ def _dearest_prices(machine: _Machine, most_decoders: int, wanted: Floats) -> Fl
         if over[worst] > 1 + 1e-9:
             entering, right = rows[worst], 1.0
         elif prices[lowest] < -1e-12:
-            entering, right = -np.eye(5)[lowest], 0.0
+            entering, right = -np.eye(6)[lowest], 0.0
         else:
             break
         shares = np.linalg.solve(binding.T, goal)
@@ -318,4 +350,5 @@ def _dearest_prices(machine: _Machine, most_decoders: int, wanted: Floats) -> Fl
     # Prices hold wherever the search stopped, once they are shrunk until every row does.
     prices = np.maximum(prices, 0.0)
     feasible: Floats = prices / max(1.0, float((rows @ prices).max())) / _SCALE
+    feasible[_CONTEXT] = min(feasible[_CONTEXT], feasible[_INPUTS] / 2)
     return feasible

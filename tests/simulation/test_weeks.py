@@ -1,5 +1,9 @@
 """What lets a week fit: working block by block changes nothing, an excerpt guesses the fleet, no run is done twice."""
 
+import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +122,25 @@ def test_the_share_held_over_time_is_by_arrival() -> None:
     expected = [met[bins == at].mean() if (bins == at).any() else np.nan for at in range(240)]
     assert np.allclose(held, expected, equal_nan=True, atol=0.5)
     assert np.nanmean(np.abs(held - expected)) < 0.01
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["conv", "code"])
+def test_a_week_fits_and_is_bounded(data: Path, tmp_path: Path, kind: str) -> None:
+    """`wattray simulate` on a whole week in a process of its own: memory, CPU time, and nobody beats the bound."""
+    curve_file = data / "traces" / f"azure2024_week_{kind}_rpm_digitized.csv"
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "wattray", "simulate", "--trace", str(curve_file), "--lengths", kind]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([*command, "--json", str(out)], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    results = json.loads(out.read_text())
+    simulator, policies = results["simulator"], results["policies"]
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{kind}: {cpu_s:.0f} CPU s, at most {after.ru_maxrss / 1e6:.2f} GB; {simulator}")
+    assert after.ru_maxrss * 1024 <= 3 * 2**30
+    assert policies["single-pool"]["slo_attainment"] >= 0.99
+    for line in policies.values():
+        assert line["energy_j"] >= results["bound_energy_j"]
+    # Two policies, both in this figure: each may take a quarter of an hour.
+    assert simulator["cpu_s"] + simulator["policy_cpu_s"] <= 2 * 900
