@@ -12,7 +12,6 @@ from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.settings import Settings
 from control_plane.simulation.bound import Bound, energy_bound
 from control_plane.simulation.fleet import Fleet
-from control_plane.simulation.metered_fleet import MeteredFleet
 from control_plane.simulation.outcome import Simulated
 from control_plane.simulation.policies import (
     POLICIES,
@@ -178,20 +177,20 @@ class _Runner:
             self._progress(name, min(1.0, now_s / end_s))
             return watch is None or watch(now_s, arrived, columns)
 
-        metered = MeteredFleet(fleet, self._clock_s)
         start_s = self._clock_s()
         cluster = SimulatedCluster(
             self.question.profile,
             gpus,
-            metered,
+            fleet,
             sample_s=max(1.0, end_s / 3000),
             idle_gpus=idle_gpus,
             times=self._times,
             tables=self.tables,
+            policy_clock_s=self._clock_s,
         )
         outcome = cluster.run(trace, end_s, watched)
         cpu_s = self._clock_s() - start_s
-        return outcome, Effort(max(0.0, cpu_s - metered.policy_s), metered.policy_s)
+        return outcome, Effort(max(0.0, cpu_s - cluster.policy_s), cluster.policy_s)
 
 
 def _baseline(runner: _Runner, marks: _Marks, effort: Effort) -> tuple[int, int]:
