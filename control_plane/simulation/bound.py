@@ -319,15 +319,27 @@ def _rounded_up(counts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 
 
 def _dearest_prices(machine: _Machine, most_decoders: int, wanted: Floats) -> Floats:
-    """The linear program ``max wanted @ prices`` over all rows, by the dual simplex method: six rows bind at a time,
-    and the row that is broken worst takes the place of one of them."""
+    """The linear program ``max wanted @ prices`` over all rows. What nobody wants is free."""
+    asked = np.flatnonzero(wanted)
     rows, limits = machine.rows(most_decoders)
     rows = rows / limits[:, None] / _SCALE
     goal = wanted / _SCALE
     goal[_WAITED] *= -1
+    prices = np.zeros(6)
+    prices[asked] = _dual_simplex(np.ascontiguousarray(rows[:, asked]), goal[asked])
+    # Prices hold wherever the search stopped, once they are shrunk until every row does.
+    prices = np.maximum(prices, 0.0)
+    feasible: Floats = prices / max(1.0, float((rows @ prices).max())) / _SCALE
+    feasible[_CONTEXT] = min(feasible[_CONTEXT], feasible[_INPUTS] / 2)
+    return feasible
+
+
+def _dual_simplex(rows: Floats, goal: Floats) -> Floats:
+    """Prices from 0 on that make ``goal @ prices`` most while ``rows @ prices <= 1``: as many rows bind as there are
+    prices, and the row that is broken worst takes the place of one of them. Near the best where it has to stop."""
     # To begin with no price is higher than where a row allows it nothing else, and nothing is given back.
-    highest = rows.max(axis=0)
-    binding, level = np.diag(np.append(highest[:_WAITED], -1.0)), np.append(np.ones(_WAITED), 0.0)
+    gives = goal > 0
+    binding, level = np.diag(np.where(gives, rows.max(axis=0), -1.0)), np.where(gives, 1.0, 0.0)
     prices = np.linalg.solve(binding, level)
     for _ in range(_MOST_PIVOTS):
         over = rows @ prices
@@ -336,19 +348,16 @@ def _dearest_prices(machine: _Machine, most_decoders: int, wanted: Floats) -> Fl
         if over[worst] > 1 + 1e-9:
             entering, right = rows[worst], 1.0
         elif prices[lowest] < -1e-12:
-            entering, right = -np.eye(6)[lowest], 0.0
+            entering, right = -np.eye(len(goal))[lowest], 0.0
         else:
             break
         shares = np.linalg.solve(binding.T, goal)
         change = np.linalg.solve(binding.T, entering)
-        leaving = np.where(change > 1e-12, shares / np.maximum(change, 1e-12), np.inf)
+        can_leave = change > 1e-9 * np.abs(change).max()
+        leaving = np.where(can_leave, shares / np.where(can_leave, change, 1.0), np.inf)
         out = int(leaving.argmin())
-        if not np.isfinite(leaving[out]):
+        if not can_leave[out]:
             break
         binding[out], level[out] = entering, right
         prices = np.linalg.solve(binding, level)
-    # Prices hold wherever the search stopped, once they are shrunk until every row does.
-    prices = np.maximum(prices, 0.0)
-    feasible: Floats = prices / max(1.0, float((rows @ prices).max())) / _SCALE
-    feasible[_CONTEXT] = min(feasible[_CONTEXT], feasible[_INPUTS] / 2)
-    return feasible
+    return prices

@@ -179,6 +179,14 @@ def test_one_lonely_request_costs_at_least_its_iterations() -> None:
     assert 0.5 * cheapest < bound <= cheapest
 
 
+@pytest.mark.parametrize("idle_gpus", [0, 320])
+def test_where_nothing_is_decoded_prompts_alone_are_priced(idle_gpus: int) -> None:
+    trace = synthetic_trace("code", 60 / 3600, 60.0, seed=4)
+    prompts = Trace(trace.arrival_ps, trace.input_tokens, np.ones_like(trace.output_tokens))
+    all_j, prompts_j = (energy_bound(one, TABLES, Slo(), idle_gpus=idle_gpus).energy_j for one in (trace, prompts))
+    assert 0.5 * all_j < prompts_j < all_j
+
+
 def test_a_billed_fleet_raises_the_bound_by_its_idle_power() -> None:
     trace = synthetic_trace("conv", 0.05, seed=1)
     released = energy_bound(trace, TABLES, Slo()).energy_j
