@@ -217,6 +217,7 @@ class SimulatedCluster:
 
     def _take_down(self) -> None:
         """Floor and cluster know each other: where garbage is not collected the next run would add to this one."""
+        self._floor.close()
         del self._floor
         self._self_routing = None
         self._hosted.clear()

@@ -1,10 +1,13 @@
 """What lets a week fit: working block by block changes nothing, an excerpt guesses the fleet, no run is done twice."""
 
+import gc
 import json
 import resource
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -122,6 +125,21 @@ def test_the_share_held_over_time_is_by_arrival() -> None:
     expected = [met[bins == at].mean() if (bins == at).any() else np.nan for at in range(240)]
     assert np.allclose(held, expected, equal_nan=True, atol=0.5)
     assert np.nanmean(np.abs(held - expected)) < 0.01
+
+
+@pytest.mark.parametrize("engine", [None, "compiled"])
+def test_a_run_that_is_over_holds_nothing(engine: Literal["compiled"] | None) -> None:
+    """Even where garbage is not collected: a second week must find room."""
+    trace = synthetic_trace("conv", 0.02, seed=1)
+    outcome = SimulatedCluster(PROFILE, None, SinglePool(2), engine=engine).run(trace)
+    held = [weakref.ref(column) for column in (outcome.columns.finished_ps, outcome.columns.energy_wps)]
+    assert all(ref() is not None for ref in held)
+    gc.disable()
+    try:
+        del outcome
+        assert [ref() for ref in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.soak
