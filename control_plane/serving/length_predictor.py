@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from control_plane.domain import InputClass, OutputClass, RequestType
+from control_plane.domain import InputClass, OutputClass
 
 PRIOR_SHARES = {
     "SS": 3.6, "SM": 9.8, "SL": 0.05,
@@ -34,26 +34,42 @@ class LengthTable:
     """Learns output lengths per input class online."""
 
     def __init__(self) -> None:
-        self._cells: dict[RequestType, _Cell] = {}
+        self._cells: dict[InputClass, dict[OutputClass, _Cell]] = {}
+        self._last: dict[InputClass, tuple[int, LengthPrediction]] = {}
+        """The last prediction and the ``max_tokens`` it was for, until something new is learnt."""
         for name in InputClass:
             shares = {out: PRIOR_SHARES[f"{name.value}{out.value}"] for out in OutputClass}
             total = sum(shares.values())
-            for out, share in shares.items():
-                count = PRIOR_WEIGHT * share / total
-                self._cells[RequestType(name, out)] = _Cell(count, count * PRIOR_TOKENS[out])
+            counts = {out: PRIOR_WEIGHT * share / total for out, share in shares.items()}
+            self._cells[name] = {out: _Cell(count, count * PRIOR_TOKENS[out]) for out, count in counts.items()}
 
     def predict(self, input_tokens: int, max_tokens: int) -> LengthPrediction:
         """Never more than ``max_tokens``: a generation stops there whatever its class."""
         name = InputClass.of(input_tokens)
-        cells = {out: self._cells[RequestType(name, out)] for out in OutputClass}
-        total = sum(cell.count for cell in cells.values())
-        expected = sum(cell.count * min(max_tokens, cell.tokens / cell.count) for cell in cells.values()) / total
-        likeliest = max(cells, key=lambda out: cells[out].count)
-        ceiling = OutputClass.of(max_tokens)
-        order = list(OutputClass)
-        return LengthPrediction(order[min(order.index(likeliest), order.index(ceiling))], expected)
+        last = self._last.get(name)
+        if last is not None and last[0] == max_tokens:
+            return last[1]
+        total = expected = most = 0.0
+        likeliest = OutputClass.SHORT
+        for out, cell in self._cells[name].items():
+            total += cell.count
+            expected += cell.count * min(max_tokens, cell.tokens / cell.count)
+            if cell.count > most:
+                likeliest, most = out, cell.count
+        prediction = LengthPrediction(_shorter(likeliest, OutputClass.of(max_tokens)), expected / total)
+        self._last[name] = max_tokens, prediction
+        return prediction
 
     def learn(self, input_tokens: int, output_tokens: int) -> None:
-        cell = self._cells[RequestType.of(input_tokens, output_tokens)]
+        name = InputClass.of(input_tokens)
+        cell = self._cells[name][OutputClass.of(output_tokens)]
         cell.count += 1
         cell.tokens += output_tokens
+        self._last.pop(name, None)
+
+
+_ORDER = {out: place for place, out in enumerate(OutputClass)}
+
+
+def _shorter(one: OutputClass, other: OutputClass) -> OutputClass:
+    return one if _ORDER[one] <= _ORDER[other] else other
