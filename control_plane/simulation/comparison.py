@@ -21,7 +21,7 @@ from control_plane.simulation.policies import (
     check_policy_names,
 )
 from control_plane.simulation.scoring import Curve, Score, curve, score
-from control_plane.simulation.serving_cluster import ClusterTimes, SimulatedCluster
+from control_plane.simulation.serving_cluster import ClusterTimes, SimulatedCluster, warm_up
 from control_plane.simulation.sizing import Watch, fewest_replicas
 from control_plane.simulation.trace import Trace
 
@@ -103,6 +103,7 @@ def compare(
     check_policy_names(question.policies)
     trace, profile = question.trace, question.profile
     tables = {tp: ShapeTables.of(profile, tp) for tp in profile.tps}
+    warm_up(profile, trace, SinglePool(1, max(profile.tps)))
     runner = _Runner(question, tables, clock_s, progress)
     marks = _Marks(question, progress, keep)
     tp, effort = max(profile.tps), Effort()
