@@ -154,8 +154,8 @@ def demo(
     seconds: Annotated[float, typer.Option(help="How much of the trace to replay.", min=10.0, max=3600.0)] = 110.0,
     seed: Annotated[int, typer.Option(help="Seed of the generated trace.")] = 1,
     training: Annotated[
-        bool, typer.Option("--training", help="A pipeline-parallel training job beside serving.")
-    ] = False,
+        bool, typer.Option(help="A pipeline-parallel training job beside serving, on two GPUs of the same node.")
+    ] = True,
     out: Annotated[Path, typer.Option(help="Folder of report.html and report.json.")] = Path("demo-report"),
     port: PortOption = None,
     ray_port: RayPortOption = 6379,
