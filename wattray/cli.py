@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -200,23 +198,15 @@ def _register() -> None:
 _register()
 
 
-@contextmanager
-def _quietly(path: Path) -> Iterator[Any]:
-    try:
-        with path.open() as file:
-            yield file
-    except OSError as error:
-        raise WattrayError(f"--config {path}: {error.strerror}") from None
-
-
 def _read_yaml(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    with _quietly(path) as file:
-        try:
-            values = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise WattrayError(f"--config {path}: {error}") from None
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise WattrayError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise WattrayError(f"--config {path}: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
