@@ -144,13 +144,11 @@ def eventually(claim: Any, patience_s: float) -> Any:
     return answer
 
 
-def train_workers(folder: str) -> list[psutil.Process]:
+def processes(named: str, folder: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         try:
-            if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) and folder in process.environ().get(
-                "TMPDIR", ""
-            ):
+            if named in " ".join(process.info["cmdline"] or []) and folder in process.environ().get("TMPDIR", ""):
                 found.append(process)
         except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
@@ -180,10 +178,13 @@ def test_training_outlives_its_planner_and_a_worker(live: Any, own_temp: Path, t
     expected_metrics = {name for name in metrics.HELP if "_training_" in name}
     try:
         eventually(lambda: checkpoints() >= 1 and lowered(), 90)
+        solvers = processes("actors.solver_main", str(own_temp))
+        assert len(solvers) == 1
         ray.kill(runtime.actor(runtime.PERSEUS_PLANNER), no_restart=False)
+        eventually(lambda: not solvers[0].is_running() or solvers[0].status() == psutil.STATUS_ZOMBIE, 20)
         before = checkpoints()
         eventually(lambda: checkpoints() > before, 60)
-        workers = train_workers(str(own_temp))
+        workers = processes("RayTrainWorker", str(own_temp))
         assert len(workers) == 2
         workers[0].kill()
         eventually(lambda: exported_training_metrics(live) == expected_metrics, 60)
