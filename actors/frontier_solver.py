@@ -123,6 +123,7 @@ def _clock_schedule(job: JobRecord, solved: SolvedJob, now: Circumstances) -> Cl
         all_max_time_s=highest.time_s,
         all_max_energy_j=highest.energy_j,
         blocking_power_w=highest.blocking_power_w,
+        stage_ratios=now.own,
     )
 
 

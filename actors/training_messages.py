@@ -71,6 +71,8 @@ class ClockSchedule:
     all_max_energy_j: float
     blocking_power_w: float
     """Of all stages together."""
+    stage_ratios: tuple[float, ...] = ()
+    """The slow stages it was chosen for: how many times its profiled time each takes; none: a healthy pipeline."""
 
     def all_max_energy_until_j(self, deadline_s: float) -> float:
         """What the same iteration takes with every clock at its highest, waiting until the deadline."""
