@@ -21,6 +21,7 @@ from actors.gpu.simulated import SimulatedNode, simulated_uuid
 from actors.gpu_agent import GpuAgent
 from actors.load_forecaster import LoadForecaster
 from actors.messages import Decision, Forecast, GpuReading, PoolStatus
+from actors.planner_actor import PerseusPlannerActor
 from actors.pool_manager import PoolManager
 from actors.training_messages import TrainingSite
 from control_plane.actions import SetGpuBudget
@@ -196,10 +197,7 @@ def first_budgets(settings: Settings, profile: MachineProfile, first_load: Load)
 
 
 def start_planner(deployment: Deployment, site: TrainingSite) -> ActorHandle:
-    """The planner of training jobs, on this node while it lives: its jobs are written there. Its module loads the
-    solvers, which no other process of the control plane needs."""
-    from actors.planner_actor import PerseusPlannerActor
-
+    """The planner of training jobs, on this node while it lives: its jobs are written there."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     folder = planner_folder(deployment.run_dir)
     return _start(PerseusPlannerActor, PERSEUS_PLANNER, folder, site, scheduling_strategy=here)
