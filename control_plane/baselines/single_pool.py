@@ -13,6 +13,9 @@ POOL = PoolName("single-pool")
 class SinglePool:
     """``replicas`` equal replicas, never changed; each request goes to the one with the quickest first token."""
 
+    takes_quickest = True
+    """See ``simulation.fleet.QuickestFleet``; a subclass that routes otherwise says False."""
+
     def __init__(self, replicas: int, tp: int = 8) -> None:
         self._replicas, self._tp = replicas, tp
         self.ledger = RouterLedger()

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy.optimize import nnls
 
 from control_plane.hardware.fitted_times import pooled
 from control_plane.hardware.gpu_model import H100_SXM, GpuSpec
@@ -95,9 +94,9 @@ def from_dynamo(
     ttft_ms, prefill_gpus = _milliseconds(f"{source}: prefill", ttft_ms, isl / prefill_rates)
     itl_ms, decode_gpus = _milliseconds(f"{source}: decode", itl_ms, batch / decode_rates)
     tp = target.tp or _measured_tp(source, prefill_gpus, decode_gpus)
-    context_ms = float(nnls(np.stack([np.ones_like(batch), batch, batch * context], axis=1), itl_ms)[0][2])
+    context_ms = float(_fit(np.stack([np.ones_like(batch), batch, batch * context], axis=1), itl_ms)[2])
     decodes = _means(np.maximum(1.0, np.round(batch)), np.maximum(1e-6, itl_ms - context_ms * batch * context))
-    pair_ms = float(nnls(np.stack([np.ones_like(isl), isl, isl**2 / 2], axis=1), ttft_ms)[0][2])
+    pair_ms = float(_fit(np.stack([np.ones_like(isl), isl, isl**2 / 2], axis=1), ttft_ms)[2])
     prefills = _means(np.round(isl), ttft_ms - pair_ms * isl**2 / 2)
     largest = max(decodes)
     cells = decodes | {tokens: ms for tokens, ms in prefills.items() if tokens > largest}
@@ -166,7 +165,7 @@ def from_vllm_bench(runs: Sequence[tuple[str, str]], target: Target) -> ProfileF
     matrix = np.array(rows) * scale[:, None]
     if np.linalg.matrix_rank(matrix / np.linalg.norm(matrix, axis=0), tol=1e-3) < 4:
         raise ProfileError("the vllm bench runs are too alike: vary --max-concurrency, input and output lengths")
-    (floor_ms, decoder_ms, context_ms, prompt_ms), _ = nnls(matrix, np.ones(len(values)))
+    floor_ms, decoder_ms, context_ms, prompt_ms = _fit(matrix, np.ones(len(values))).tolist()
     if floor_ms <= 0 or prompt_ms <= 0:
         raise ProfileError(
             "the vllm bench runs show no cost of an iteration or of a prompt token: add runs of 1 at a time"
@@ -298,3 +297,11 @@ def _profile(
         measured_batch=measured_batch,
         measured_input=measured_input,
     )
+
+
+def _fit(matrix: Floats, values: Floats) -> Floats:
+    """Least-squares coefficients, none negative. scipy takes 0.4 s to load: only who imports a profile waits."""
+    from scipy.optimize import nnls
+
+    coefficients: Floats = nnls(matrix, values)[0]
+    return coefficients

@@ -12,7 +12,6 @@ from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.settings import Settings
 from control_plane.simulation.bound import Bound, energy_bound
 from control_plane.simulation.fleet import Fleet
-from control_plane.simulation.metered_fleet import MeteredFleet
 from control_plane.simulation.outcome import Simulated
 from control_plane.simulation.policies import (
     POLICIES,
@@ -152,22 +151,22 @@ class _Runner:
             self._progress(name, min(1.0, now_s / end_s))
             return watch is None or watch(now_s, arrived, columns)
 
-        metered = MeteredFleet(fleet, self._clock_s)
         start_s = self._clock_s()
         cluster = SimulatedCluster(
             self._question.profile,
             gpus,
-            metered,
+            fleet,
             sample_s=self._sample_s,
             idle_gpus=idle_gpus,
             times=self._times,
             tables=self._tables,
+            policy_clock_s=self._clock_s,
         )
         outcome = cluster.run(self._question.trace, self.until_s, watched)
         cpu_s = self._clock_s() - start_s
-        effort.cpu_s += max(0.0, cpu_s - metered.policy_s)
-        effort.policy_cpu_s += metered.policy_s
-        self.last_cpu_s[size], self.last_policy_s[size] = max(0.0, cpu_s - metered.policy_s), metered.policy_s
+        effort.cpu_s += max(0.0, cpu_s - cluster.policy_s)
+        effort.policy_cpu_s += cluster.policy_s
+        self.last_cpu_s[size], self.last_policy_s[size] = max(0.0, cpu_s - cluster.policy_s), cluster.policy_s
         return outcome
 
 

@@ -28,6 +28,16 @@ class Fleet(Protocol):
     def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step: ...
 
 
+@runtime_checkable
+class QuickestFleet(Protocol):
+    """A fleet whose ``route`` does nothing but take the candidate with the least
+    ``RouterLedger.expected_ttft_s`` (of equal ones the least id), and that learns nothing from requests: a simulator
+    may choose for it and tell it nothing."""
+
+    @property
+    def takes_quickest(self) -> bool: ...
+
+
 class Role(StrEnum):
     """Which part of a request a pool's replicas do."""
 

@@ -1,57 +1,36 @@
 """A cluster of replicas in virtual time, driven by events; the policies are the very objects that run live.
 
 Integer picoseconds. Events of one moment go by kind (iterations first), then by the replica's number, and an arrival
-comes after all of them: so the order does not depend on which of the two replica engines runs.
+comes after all of them: so the order does not depend on what runs the replicas. That is a floor's work: here is all
+that happens in between.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush, heapreplace
-from typing import Protocol
+from heapq import heappop, heappush
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
 
 from control_plane.actions import Action, SetFrequency, SetGpuBudget, SetReplicas
 from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Request, advance
 from control_plane.hardware.coalesced_replica import CoalescedReplica
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.replica_model import PS_PER_S
-from control_plane.hardware.request_columns import NOT_YET, RequestColumns, TokenGaps
+from control_plane.hardware.request_columns import NOT_YET, RequestColumns
 from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.serving.routing import Candidate
-from control_plane.simulation.fleet import Fleet, PhaseSplitFleet, Role
+from control_plane.simulation.fleet import Fleet, PhaseSplitFleet, QuickestFleet, Role
+from control_plane.simulation.floor import NOWHERE, EngineFactory, Floor, ReplicaEngine
 from control_plane.simulation.gpu_slots import GpuSlots
+from control_plane.simulation.heap_floor import HeapFloor
 from control_plane.simulation.outcome import Sample, Simulated
 from control_plane.simulation.token_gaps import GapHistogram
 from control_plane.simulation.trace import Trace
 
+if TYPE_CHECKING:
+    from control_plane.simulation.compiled_floor import CompiledFloor
+
 __all__ = ["Fleet", "Simulated", "SimulatedCluster", "candidate_of"]
-
-
-class ReplicaEngine(Protocol):
-    """Both engines of the replica model."""
-
-    wake_ps: int
-    first_tokens: Sequence[int]
-    born_ps: int
-
-    @property
-    def target_mhz(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def running(self) -> int: ...
-    def oldest_wait_ps(self, now_ps: int) -> int: ...
-    def energy_wps(self, now_ps: int) -> float: ...
-    def close_spans(self) -> None: ...
-    def abandon(self, now_ps: int) -> list[int]: ...
-    def submit(
-        self, key: int, input_tokens: int, output_tokens: int, now_ps: int, kv_arrived: bool = False
-    ) -> None: ...
-    def set_clock(self, now_ps: int, freq_mhz: int) -> None: ...
-    def fire(self, now_ps: int) -> Sequence[int]: ...
-
-
-EngineFactory = Callable[[ShapeTables, RequestColumns, TokenGaps, int, int], ReplicaEngine]
-"""Of tables, columns, gaps, the replica's number and its birth in ps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +65,13 @@ _KIND = 1 << 40
 _KEY_BITS = 43
 _KEY = (1 << _KEY_BITS) - 1
 """An event is one integer, its moment above its kind and number: cheaper to compare than a pair."""
-_ITERATION, _READY, _TRANSFER, _FAILURE, _REPAIR, _CONTROL, _SAMPLE = (kind * _KIND for kind in range(7))
+_READY, _TRANSFER, _FAILURE, _REPAIR, _CONTROL, _SAMPLE = (kind * _KIND for kind in range(1, 7))
 _FOLD_SPELLS = 1 << 19
 _STUCK_S = 7200.0
+_LOGGED_NUMBER, _LOGGED_REQUEST = 33, (1 << 32) - 1
+
+COMPILED_FROM = 200_000
+"""Requests from which the compiled floor is worth its start: half a second, and where it never ran half a minute."""
 
 
 @dataclass(slots=True, eq=False)
@@ -112,7 +95,11 @@ class _Hosted:
 
 class SimulatedCluster:
     """``gpus`` GPUs (None: as many as wanted) that host replicas for a fleet of policies. Of ``idle_gpus`` GPUs
-    those that no replica holds draw idle power; the rest are released and draw nothing (default: all are billed)."""
+    those that no replica holds draw idle power; the rest are released and draw nothing (default: all are billed).
+
+    ``engine`` None: the compiled floor for long traces without failures and phases apart, ``CoalescedReplica`` for the
+    rest. ``policy_clock_s`` counts CPU seconds; without it ``policy_s`` stays 0.
+    """
 
     def __init__(
         self,
@@ -125,10 +112,15 @@ class SimulatedCluster:
         idle_gpus: int | None = None,
         times: ClusterTimes | None = None,
         failures: Sequence[NodeFailure] = (),
-        engine: EngineFactory = CoalescedReplica,
+        engine: EngineFactory | Literal["compiled"] | None = None,
         tables: Mapping[int, ShapeTables] | None = None,
+        policy_clock_s: Callable[[], float] | None = None,
     ) -> None:
         self._profile, self._fleet, self._engine = profile, fleet, engine
+        self._policy_clock_s = policy_clock_s
+        self._clock_cost_s = _cost_s(policy_clock_s) if policy_clock_s else 0.0
+        self.policy_s = 0.0
+        """CPU seconds spent in the fleet's policies, every call measured."""
         self._times = times or ClusterTimes.for_startup(startup_s)
         self._split = fleet if isinstance(fleet, PhaseSplitFleet) else None
         self._sample_ps = round(sample_s * PS_PER_S)
@@ -143,7 +135,9 @@ class SimulatedCluster:
         self._candidates: dict[Role, tuple[Candidate, ...]] = {}
         self._transfers: list[tuple[int, ReplicaId]] = []
         self._now_ps = 0
-        self._in_flight = 0
+        self._ended = 0
+        self._told: list[int] = []
+        self._self_routing: CompiledFloor | None = None
         self._idle_wps = 0.0
         self._released_wps = 0.0
         self._idle_at_ps = 0
@@ -171,126 +165,167 @@ class SimulatedCluster:
         self._inputs, self._outputs = trace.input_tokens.data, trace.output_tokens.data
         self._watch = watch
         self._stopped = False
-        self._arrived = 0
         self._columns = RequestColumns.for_arrivals(trace.arrival_ps.data)
-        self._gaps, self._gap_histogram = TokenGaps.none(), GapHistogram(trace.types())
+        self._gap_histogram = GapHistogram(trace.types())
+        most_tokens = int(trace.input_tokens.max(initial=0)) + int(trace.output_tokens.max(initial=0))
+        self._roomy = most_tokens <= self._least_kv_tokens
+        self._floor = floor = self._lay_floor(trace)
         for action in self._fleet.first_replicas():
             self._scale(action, warm=True)
         heappush(self._events, _CONTROL)
         heappush(self._events, _SAMPLE)
         for number, failure in enumerate(self._failures):
             heappush(self._events, round(failure.at_s * PS_PER_S) << _KEY_BITS | _FAILURE + number)
-        self._play_arrivals(trace)
         end_ps = 0 if until_s is None else round(until_s * PS_PER_S)
-        while not self._stopped and (self._in_flight or self._events[0] >> _KEY_BITS <= end_ps):
-            self._advance(self._events[0] >> _KEY_BITS)
+        while True:
+            next_ps = self._events[0] >> _KEY_BITS
+            if self._self_routing is not None:
+                self._offer(self._self_routing)
+            floor.play(next_ps)
+            self._now_ps = max(self._now_ps, floor.last_ps)
+            event = self._events[0]
+            at_ps = event >> _KEY_BITS
+            if floor.arrived == len(trace) and not self._in_flight and at_ps > max(self._now_ps, end_ps):
+                break
+            heappop(self._events)
+            self._now_ps = at_ps
+            self._handle(at_ps, event & _KEY)
+            if self._stopped:
+                break
+        self._tell()
         self._now_ps = max(self._now_ps, end_ps)
-        return self._outcome()
+        outcome = self._outcome()
+        self._take_down()
+        return outcome
 
-    # arrivals and iterations: the two that are frequent
+    def _lay_floor(self, trace: Trace) -> Floor:
+        whole = self._split is None and not self._failures
+        compiled = self._engine == "compiled"
+        if compiled and not whole:
+            raise ValueError("the compiled floor knows neither failures nor phases apart")
+        if compiled or (self._engine is None and whole and len(trace) >= COMPILED_FROM):
+            # Loading numba takes longer than a short run.
+            from control_plane.simulation.compiled_floor import CompiledFloor
 
-    def _play_arrivals(self, trace: Trace) -> None:
-        events, by_id, route = self._events, self._by_id, self._fleet.route
-        roomy = int(trace.input_tokens.max(initial=0)) + int(trace.output_tokens.max(initial=0)) <= (
-            self._least_kv_tokens
-        )
-        plain = roomy and self._split is None
-        for position, at_ps, input_tokens, output_tokens in trace.blocks():
-            if events[0] >> _KEY_BITS <= at_ps:
-                self._advance(at_ps)
-                if self._stopped:
-                    return
-            self._arrived = position + 1
-            self._in_flight += 1
-            if not plain:
-                self._now_ps = at_ps
-                self._arrive(position)
-                continue
-            chosen = route(at_ps / PS_PER_S, position, input_tokens, self._ready(Role.COMBINED))
-            if chosen is None:
-                self._backlog.append(position)
-                continue
-            hosted = by_id[chosen[1]]
-            engine = hosted.engine
-            woke_ps = engine.wake_ps
-            engine.submit(position, input_tokens, output_tokens, at_ps)
-            if engine.wake_ps != woke_ps:
-                heappush(events, engine.wake_ps << _KEY_BITS | hosted.number)
+            alone = isinstance(self._fleet, QuickestFleet) and self._fleet.takes_quickest
+            tables = tuple(self._tables.values())
+            floor = CompiledFloor(trace, self._columns, self._gap_histogram, self, tables, alone)
+            self._self_routing = floor if alone else None
+            return floor
+        engine = CoalescedReplica if self._engine is None or self._engine == "compiled" else self._engine
+        return HeapFloor(trace, self._columns, self._gap_histogram, self, engine, self._split is not None)
 
-    def _advance(self, until_ps: int) -> None:
-        """All events up to and at this moment."""
-        events, hosted_by_number = self._events, self._hosted
-        end = until_ps + 1 << _KEY_BITS
-        while (event := events[0]) < end:
-            now_ps, key = event >> _KEY_BITS, event & _KEY
-            if key >= _READY:
-                heappop(events)
-                self._now_ps = now_ps
-                self._handle(now_ps, key)
-                if self._stopped:
-                    return
-                continue
-            hosted = hosted_by_number[key]
-            if hosted is None or hosted.engine.wake_ps != now_ps:
-                heappop(events)
-                continue
-            engine = hosted.engine
-            finished = engine.fire(now_ps)
-            if engine.first_tokens:
-                first_token, replica_id = self._fleet.first_token, hosted.replica_id
-                for position in engine.first_tokens:
-                    first_token(position, replica_id)
-            if finished:
-                self._now_ps = now_ps
-                self._end(hosted, finished)
-            if engine.wake_ps >= 0:
-                heapreplace(events, engine.wake_ps << _KEY_BITS | key)
-            else:
-                heappop(events)
-                if hosted.state is ReplicaState.DRAINING and hosted.outbox == 0:
-                    self._now_ps = now_ps
-                    self._stop(hosted)
+    def _take_down(self) -> None:
+        """Floor and cluster know each other: where garbage is not collected the next run would add to this one."""
+        del self._floor
+        self._self_routing = None
+        self._hosted.clear()
+        self._by_id.clear()
 
-    def _end(self, hosted: _Hosted, finished: Sequence[int]) -> None:
-        if hosted.role is Role.PREFILL:
-            for position in finished:
-                self._hand_over(hosted, position)
-            return
-        inputs, outputs, ended = self._inputs, self._outputs, self._fleet.ended
-        replica, replica_id = self._columns.replica, hosted.replica_id
-        self._in_flight -= len(finished)
-        for position in finished:
-            replica[position] = hosted.number
-            ended(position, replica_id, inputs[position], outputs[position])
+    @property
+    def _in_flight(self) -> int:
+        floor = self._floor
+        return floor.arrived - floor.ended - floor.lost - self._ended - self._lost
 
-    def _arrive(self, position: int) -> None:
-        """Route one request, now or again."""
-        input_tokens, output_tokens = self._tokens(position)
-        role = Role.COMBINED if self._split is None else Role.PREFILL
-        chosen = self._fleet.route(self._now_ps / PS_PER_S, position, input_tokens, self._ready(role))
+    # what floors ask
+
+    def choose(self, position: int, at_ps: int, input_tokens: int, output_tokens: int) -> int:
+        """Part of ``FloorHost``."""
+        chosen = self._routed(position, at_ps, input_tokens)
         if chosen is None:
             self._backlog.append(position)
-            return
-        hosted = self._by_id[chosen[1]]
-        wanted = input_tokens + (1 if role is Role.PREFILL else output_tokens)
-        if wanted > hosted.kv_tokens:
+            return NOWHERE
+        hosted = self._by_id[chosen]
+        if not self._roomy and input_tokens + output_tokens > hosted.kv_tokens:
             self._fleet.dropped(position, hosted.replica_id)
             self._lose(position)
-            return
-        self._submit(hosted, position, input_tokens, 1 if role is Role.PREFILL else output_tokens)
+            return NOWHERE
+        return hosted.number
 
-    def _submit(
-        self, hosted: _Hosted, position: int, input_tokens: int, output_tokens: int, kv_arrived: bool = False
-    ) -> None:
-        woke_ps = hosted.engine.wake_ps
-        hosted.engine.submit(position, input_tokens, output_tokens, self._now_ps, kv_arrived)
-        if hosted.engine.wake_ps != woke_ps:
-            heappush(self._events, hosted.engine.wake_ps << _KEY_BITS | hosted.number)
+    def _routed(self, position: int, at_ps: int, input_tokens: int) -> ReplicaId | None:
+        if self._self_routing is not None:
+            self._offer(self._self_routing)
+            number = self._self_routing.quickest(input_tokens)
+            return None if number == NOWHERE else self._names[number][1]
+        clock_s = self._policy_clock_s
+        start_s = clock_s() if clock_s else 0.0
+        if self._told:
+            self._tell_all()
+        ready = self._ready(Role.COMBINED if self._split is None else Role.PREFILL)
+        chosen = self._fleet.route(at_ps / PS_PER_S, position, input_tokens, ready)
+        if clock_s:
+            self.policy_s += clock_s() - start_s - self._clock_cost_s
+        return None if chosen is None else chosen[1]
+
+    def _offer(self, floor: "CompiledFloor") -> None:
+        if not self._candidates:
+            floor.offer([(self._by_id[c.replica_id].number, c) for c in self._ready(Role.COMBINED)])
+
+    def logged(self, entries: Sequence[int]) -> None:
+        """Part of ``FloorHost``."""
+        self._told += entries
+
+    def progress(self, number: int, now_ps: int, first_tokens: Sequence[int], finished: Sequence[int]) -> None:
+        """Part of ``FloorHost``."""
+        told, tag = self._told, number << _LOGGED_NUMBER
+        for position in first_tokens:
+            told.append(tag | position << 1)
+        if not finished:
+            return
+        if self._split is not None:
+            self._now_ps = now_ps
+            hosted = self._hosted[number]
+            if hosted is not None and hosted.role is Role.PREFILL:
+                self._tell()
+                for position in finished:
+                    self._hand_over(hosted, position)
+                return
+        self._ended += len(finished)
+        replica = self._columns.replica
+        for position in finished:
+            replica[position] = number
+            told.append(tag | position << 1 | 1)
+
+    def idle(self, number: int, now_ps: int) -> None:
+        """Part of ``FloorHost``."""
+        hosted = self._hosted[number]
+        if hosted is not None and hosted.state is ReplicaState.DRAINING and hosted.outbox == 0:
+            self._now_ps = now_ps
+            self._stop(hosted)
+
+    def _tell(self) -> None:
+        """Policies hear what happened before they are asked anything."""
+        if not self._told:
+            return
+        clock_s = self._policy_clock_s
+        start_s = clock_s() if clock_s else 0.0
+        self._tell_all()
+        if clock_s:
+            self.policy_s += clock_s() - start_s - self._clock_cost_s
+
+    def _tell_all(self) -> None:
+        first_token, ended, names = self._fleet.first_token, self._fleet.ended, self._names
+        inputs, outputs = self._inputs, self._outputs
+        told, self._told = self._told, []
+        for entry in told:
+            position = entry >> 1 & _LOGGED_REQUEST
+            replica_id = names[entry >> _LOGGED_NUMBER][1]
+            if entry & 1:
+                ended(position, replica_id, inputs[position], outputs[position])
+            else:
+                first_token(position, replica_id)
+
+    def _arrive(self, position: int) -> None:
+        """Route one request again."""
+        input_tokens, output_tokens = self._tokens(position)
+        answered = output_tokens if self._split is None else 1
+        number = self.choose(position, self._now_ps, input_tokens, answered)
+        if number != NOWHERE:
+            self._floor.submit(number, position, input_tokens, answered, self._now_ps)
 
     def _lose(self, position: int) -> None:
         self._columns.finished_ps[position] = NOT_YET
         self._lost += 1
-        self._in_flight -= 1
 
     # phases on different replicas
 
@@ -299,7 +334,7 @@ class SimulatedCluster:
         input_tokens, output_tokens = self._tokens(position)
         self._columns.replica[position] = hosted.number
         if output_tokens == 1:
-            self._in_flight -= 1
+            self._ended += 1
             self._fleet.ended(position, hosted.replica_id, input_tokens, output_tokens)
             return
         self._columns.finished_ps[position] = NOT_YET
@@ -321,11 +356,10 @@ class SimulatedCluster:
             return
         kv_bytes = (input_tokens + 1) * self._times.kv_bytes_per_token
         travel_s = self._times.kv_latency_s + kv_bytes / self._times.kv_link_bytes_per_s
+        arrives_ps = self._now_ps + max(1, round(travel_s * PS_PER_S))
+        heappush(self._events, arrives_ps << _KEY_BITS | _TRANSFER + len(self._transfers))
         self._transfers.append((position, target))
-        heappush(
-            self._events,
-            self._now_ps + max(1, round(travel_s * PS_PER_S)) << _KEY_BITS | _TRANSFER + len(self._transfers) - 1,
-        )
+        self._floor.hasten(arrives_ps)
 
     def _kv_arrives(self, number: int) -> None:
         position, target = self._transfers[number]
@@ -340,7 +374,7 @@ class SimulatedCluster:
             return
         self._kv_left(position)
         input_tokens, output_tokens = self._tokens(position)
-        self._submit(hosted, position, input_tokens, output_tokens, kv_arrived=True)
+        self._floor.submit(hosted.number, position, input_tokens, output_tokens, self._now_ps, kv_arrived=True)
 
     def _kv_left(self, position: int) -> None:
         source = self._hosted[self._columns.replica[position]]
@@ -358,6 +392,7 @@ class SimulatedCluster:
     # the other events
 
     def _handle(self, now_ps: int, key: int) -> None:
+        self._tell()
         kind, number = key // _KIND * _KIND, key % _KIND
         if kind == _CONTROL:
             self._control()
@@ -378,8 +413,12 @@ class SimulatedCluster:
                 self._dispatch_backlog()
 
     def _control(self) -> None:
-        now_s = self._now_ps / PS_PER_S
-        step = self._fleet.step(now_s, [self._seen(hosted) for hosted in self._by_id.values()])
+        now_s, clock_s = self._now_ps / PS_PER_S, self._policy_clock_s
+        seen = [self._seen(hosted) for hosted in self._by_id.values()]
+        start_s = clock_s() if clock_s else 0.0
+        step = self._fleet.step(now_s, seen)
+        if clock_s:
+            self.policy_s += clock_s() - start_s - self._clock_cost_s
         for action in step.actions:
             self._decisions.append((now_s, action))
             match action:
@@ -389,7 +428,7 @@ class SimulatedCluster:
                     self._set_clock(action)
                 case SetGpuBudget():
                     pass
-        if self._backlog and not self._by_id and self._arrived == len(self._trace):
+        if self._backlog and not self._by_id and self._floor.arrived == len(self._trace):
             waited_s = (self._now_ps - self._columns.arrival_ps[self._backlog[0]]) / PS_PER_S
             if waited_s > _STUCK_S:
                 raise RuntimeError(
@@ -402,13 +441,8 @@ class SimulatedCluster:
 
     def _set_clock(self, action: SetFrequency) -> None:
         hosted = self._by_id.get(action.replica_id)
-        if hosted is None:
-            return
-        engine = hosted.engine
-        woke_ps = engine.wake_ps
-        engine.set_clock(self._now_ps, action.freq_mhz)
-        if engine.wake_ps != woke_ps:
-            heappush(self._events, engine.wake_ps << _KEY_BITS | hosted.number)
+        if hosted is not None:
+            self._floor.set_clock(hosted.number, self._now_ps, action.freq_mhz)
 
     def _scale(self, action: SetReplicas, warm: bool = False) -> None:
         counted = (ReplicaState.STARTING, ReplicaState.READY)
@@ -425,6 +459,7 @@ class SimulatedCluster:
                 self._stop(hosted)
             else:
                 hosted.state = advance(hosted.state, ReplicaState.DRAINING)
+                self._floor.drain(hosted.number)
                 self._candidates.clear()
 
     def _start(self, pool: PoolName, tp: int, warm: bool) -> bool:
@@ -434,7 +469,7 @@ class SimulatedCluster:
         self._charge_idle(self._slots.held - tp)
         number = len(self._hosted)
         replica_id = ReplicaId(f"{pool}-tp{tp}-{number + 1}")
-        engine = self._engine(self._tables[tp], self._columns, self._gaps, number, self._now_ps)
+        engine = self._floor.place(number, self._tables[tp], self._now_ps)
         state = ReplicaState.READY if warm else ReplicaState.STARTING
         role = Role.COMBINED if self._split is None else self._split.roles[pool]
         kv_tokens = self._tables[tp].limits.kv_tokens
@@ -460,6 +495,7 @@ class SimulatedCluster:
         self._held_gpu_ps += (self._now_ps - hosted.engine.born_ps) * hosted.tp
         self._reconfigurations += 1
         self._hosted[hosted.number] = None
+        self._floor.remove(hosted.number)
         del self._by_id[hosted.replica_id]
         self._candidates.clear()
 
@@ -522,21 +558,14 @@ class SimulatedCluster:
             engine = hosted.engine
             metered_wps += engine.energy_wps(now_ps)
             clock_gpus += hosted.tp * engine.target_mhz
-        if len(self._gaps.spell_ps) + len(self._gaps.late_ps) >= _FOLD_SPELLS:
-            self._fold_gaps()
+        self._floor.fold_gaps(_FOLD_SPELLS)
         power_w = (metered_wps - self._metered_wps) / self._sample_ps if self._samples else 0.0
         self._metered_wps = metered_wps
         held = self._slots.held
         mean_mhz = clock_gpus / held if held else 0.0
         self._samples.append(Sample(now_ps / PS_PER_S, power_w, held, len(self._by_id), mean_mhz, self._in_flight))
-        if self._watch is not None and not self._watch(now_ps / PS_PER_S, self._arrived, self._columns):
+        if self._watch is not None and not self._watch(now_ps / PS_PER_S, self._floor.arrived, self._columns):
             self._stopped = True
-
-    def _fold_gaps(self) -> None:
-        for hosted in self._by_id.values():
-            hosted.engine.close_spans()
-        self._gap_histogram.fold(self._gaps)
-        self._gaps.clear()
 
     def _charge_idle(self, held: int) -> None:
         idle = max(0, self._idle_gpus - held)
@@ -551,13 +580,13 @@ class SimulatedCluster:
         for hosted in self._by_id.values():
             energy_wps += hosted.engine.energy_wps(now_ps)
             held_gpu_ps += (now_ps - hosted.engine.born_ps) * hosted.tp
-        self._fold_gaps()
+        self._floor.fold_gaps()
         return Simulated(
             trace=self._trace,
             columns=self._columns,
             replicas=tuple(self._names),
             gaps=self._gap_histogram,
-            lost=self._lost + len(self._backlog) + len(self._handovers),
+            lost=self._lost + self._floor.lost + len(self._backlog) + len(self._handovers),
             complete=not self._stopped,
             energy_j=energy_wps / PS_PER_S,
             idle_gpu_energy_j=self._idle_wps / PS_PER_S,
@@ -568,6 +597,12 @@ class SimulatedCluster:
             samples=tuple(self._samples),
             decisions=tuple(self._decisions),
         )
+
+
+def _cost_s(clock_s: Callable[[], float]) -> float:
+    """What reading the clock adds to what it measures."""
+    reads = [clock_s() for _ in range(9)]
+    return min(after - before for before, after in pairwise(reads))
 
 
 def candidate_of(profile: MachineProfile, replica_id: ReplicaId, pool: PoolName, tp: int) -> Candidate:

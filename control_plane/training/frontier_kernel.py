@@ -8,7 +8,7 @@ all paths (one phase of Dinic's method), and the next slope begins.
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.training.compiled import compiled
+from control_plane.compiled import compiled
 
 IntArray = NDArray[np.int64]
 IndexArray = NDArray[np.int32]

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.training.compiled import compiled
+from control_plane.compiled import compiled
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

@@ -6,7 +6,7 @@ Every finish is max(what it waits for) + duration, in floats: the same plan alwa
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.training.compiled import compiled
+from control_plane.compiled import compiled
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

@@ -1,8 +1,12 @@
 """The fast engine equals the oracle: every completion time, routing choice and clock change."""
 
+import gc
+import weakref
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.serving.routing import Candidate
 from control_plane.settings import Settings
 from control_plane.simulation.fleet import Role
+from control_plane.simulation.floor import EngineFactory
 from control_plane.simulation.outcome import Simulated
 from control_plane.simulation.serving_cluster import ClusterTimes, NodeFailure, SimulatedCluster
 from control_plane.simulation.stepped_replica import SteppedReplica
@@ -99,7 +104,10 @@ class ErraticSplitFleet(ErraticFleet):
         return chosen
 
 
-def fuzzed(seed: int, engine: type[CoalescedReplica] | type[SteppedReplica]) -> tuple[Simulated, ErraticFleet]:
+def fuzzed(
+    seed: int, engine: EngineFactory | Literal["compiled"], whole: bool = False
+) -> tuple[Simulated, ErraticFleet]:
+    """``whole``: the same case without failures and with phases together."""
     random = Random(seed)
     count = random.randint(1, 60)
     most_input, most_output = random.choice([(20, 6), (300, 60), (3000, 120)])
@@ -119,6 +127,8 @@ def fuzzed(seed: int, engine: type[CoalescedReplica] | type[SteppedReplica]) -> 
         NodeFailure(random.uniform(0, 6), random.randint(0, 2), random.uniform(0.01, 3))
         for _ in range(random.choice([0, 0, 1, 3]))
     ]
+    if whole:
+        split, failures = False, []
     kind = ErraticSplitFleet if split else ErraticFleet
     fleet = kind(Random(seed + 1), random.randint(1, 3), tps, split)
     times = ClusterTimes(random.choice([0.0, 0.01, 2.0]), 0.005)
@@ -138,12 +148,73 @@ def test_500_fuzzed_cases_agree(block: int) -> None:
         assert_same(fast, slow)
 
 
+@pytest.mark.parametrize("block", range(20))
+def test_500_fuzzed_cases_agree_compiled(block: int) -> None:
+    for seed in range(block * 25, block * 25 + 25):
+        fast, fast_fleet = fuzzed(seed, "compiled", whole=True)
+        slow, slow_fleet = fuzzed(seed, SteppedReplica, whole=True)
+        objects, objects_fleet = fuzzed(seed, CoalescedReplica, whole=True)
+        assert fast_fleet.log == slow_fleet.log == objects_fleet.log, f"seed {seed}"
+        assert_same(fast, slow)
+        assert fast == objects, f"seed {seed}: energies too, to the last bit"
+        np.testing.assert_array_equal(fast.gaps.bins, objects.gaps.bins)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_the_kernel_routes_as_the_single_pool_does(seed: int) -> None:
+    random = Random(seed)
+    requests, replicas = random.randint(1, 400), random.randint(1, 30)
+    grid_ps = random.choice([1, 10**9, 10**11])
+    arrivals = sorted(random.randint(0, 2 * 10**12) // grid_ps * grid_ps for _ in range(requests))
+    inputs = [random.choice([10, random.randint(1, 3000)]) for _ in arrivals]
+    outputs = [random.choice([1, 5, random.randint(1, 200)]) for _ in arrivals]
+    trace = Trace(np.array(arrivals, np.int64), np.array(inputs, np.int32), np.array(outputs, np.int32))
+    limits = ReplicaLimits(random.choice([2000, 4000, 10**6]), random.choice([2, 256]), 2048)
+    tables = {8: ShapeTables(PROFILE.times(8), limits, PROFILE.gpu, 8)}
+
+    def run(engine: EngineFactory | Literal["compiled"]) -> Simulated:
+        return SimulatedCluster(PROFILE, None, SinglePool(replicas), engine=engine, tables=tables).run(trace, 30.0)
+
+    assert run("compiled") == run(CoalescedReplica)
+    assert_same(run("compiled"), run(SteppedReplica))
+
+
+def test_the_compiled_floor_refuses_what_it_does_not_know() -> None:
+    cluster = SimulatedCluster(PROFILE, None, SinglePool(1), failures=[NodeFailure(1.0, 0)], engine="compiled")
+    with pytest.raises(ValueError, match="neither failures nor phases apart"):
+        cluster.run(Trace.of(synthetic_conversation(1, seed=3)))
+
+
+def test_policies_are_billed_for_their_own_time() -> None:
+    ticks = count()
+    cluster = SimulatedCluster(PROFILE, None, SinglePool(2), policy_clock_s=lambda: float(next(ticks)))
+    trace = Trace.of(synthetic_conversation(5, seed=3))
+    cluster.run(trace)
+    assert len(trace) > 0
+    assert cluster.policy_s == 0.0, "one tick between two reads is what reading costs"
+
+
+@pytest.mark.parametrize("engine", ["compiled", CoalescedReplica])
+def test_a_run_leaves_no_cycle_behind(engine: EngineFactory | Literal["compiled"]) -> None:
+    trace = Trace.of(synthetic_conversation(2, seed=3))
+    gc.disable()
+    try:
+        outcome = SimulatedCluster(PROFILE, None, SinglePool(2), engine=engine).run(trace)
+        gaps = weakref.ref(outcome.gaps)
+        assert outcome.done.all()
+        del outcome
+        assert gaps() is None
+    finally:
+        gc.enable()
+
+
 def run_both(trace: Trace, gpus: int) -> None:
     settings = Settings()
     for make in (lambda: SinglePool(2), lambda: wattray_fleet(trace, settings, PROFILE, gpus, 0.0)):
         fast = SimulatedCluster(PROFILE, gpus, make(), 5.0).run(trace)
         slow = SimulatedCluster(PROFILE, gpus, make(), 5.0, engine=SteppedReplica).run(trace)
         assert_same(fast, slow)
+        assert SimulatedCluster(PROFILE, gpus, make(), 5.0, engine="compiled").run(trace) == fast
         for share in (0.5, 0.99):
             assert fast.gaps.percentile_s(share) == pytest.approx(slow.gaps.percentile_s(share), rel=0.01)
 

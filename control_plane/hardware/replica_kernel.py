@@ -1,0 +1,559 @@
+"""``CoalescedReplica`` for all replicas at once, compiled: records in flat arrays instead of objects.
+
+The same integers in the same order, so every time and every energy is equal to the last bit. A row is a replica, a
+seat a request that is somewhere in a batch or queue; seats are recycled, so memory follows what is in flight.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from control_plane.compiled import compiled
+from control_plane.hardware.request_columns import GAP_BINS, GAP_LEAST_PS, GAP_STEP
+
+Integers = NDArray[np.int64]
+Numbers = NDArray[np.int32]
+Floats = NDArray[np.float64]
+
+NEVER = (1 << 63) - 1
+NONE = -1
+_LOG_STEP = math.log(GAP_STEP)
+
+
+class ReplicaRow(Protocol):
+    """A replica's batch, limits, clock and meter; see ``CoalescedReplica`` for what is not said here."""
+
+    number: int
+    wake_ps: int
+    """End of the spell under way, ``NEVER`` for an idle replica."""
+    start_ps: int
+    born_ps: int
+    iterations: int
+    order: int
+    decoding: int
+    context: int
+    reserved: int
+    repeats: int
+    duration_ps: int
+    growth_ps: int
+    tokens: int
+    prefill_tokens: int
+    idle_ps: int
+    head_done: int
+    waiting: int
+    """How many wait; they are linked from ``first_waiting``."""
+    first_waiting: int
+    last_waiting: int
+    prefilling: int
+    first_prefilling: int
+    last_prefilling: int
+    freq_mhz: int
+    table: int
+    """Row of the tables of its clock."""
+    attention_ps: int
+    context_ps: int
+    settle_ps: int
+    pending_ps: int
+    """When the next clock has settled, ``NEVER`` where none is on its way."""
+    pending_mhz: int
+    pending_table: int
+    pending_attention_ps: int
+    room: int
+    most_requests: int
+    most_tokens: int
+    draining: int
+    energy_wps: float
+    seat_energy_wps: float
+    power_w: float
+    head_energy_wps: float
+    idle_w: float
+
+
+class Seat(Protocol):
+    """A request in flight."""
+
+    key: int
+    order: int
+    input_tokens: int
+    output_tokens: int
+    generated: int
+    lost_ps: int
+    """When it was preempted."""
+    kind: int
+    following: int
+    """Next in its queue, or next free seat."""
+    paid_wps: float
+
+
+class Tally(Protocol):
+    """What the rows share."""
+
+    free_seat: int
+    ended: int
+    now_ps: int
+    """When a request last ended."""
+    logged: int
+    keep_log: int
+    arrived: int
+    lost: int
+    drained_ps: int
+
+
+class Speeds(NamedTuple):
+    """By table and tokens."""
+
+    alpha_ps: Integers
+    power_w: Floats
+
+
+class Batches(NamedTuple):
+    """By row: a heap of who decodes, by last iteration and then by order of submission; how many of each request type
+    decode; and the router's ledger, prompt tokens without a first token yet plus requests with one."""
+
+    ends: Integers
+    seated: Numbers
+    kinds: Integers
+    load: Integers
+
+
+class Fates(NamedTuple):
+    """``RequestColumns`` as arrays, and token gaps by request type and bin."""
+
+    started_ps: Integers
+    first_token_ps: Integers
+    finished_ps: Integers
+    energy_wps: Floats
+    replica: Numbers
+    gaps: Floats
+
+
+class Scratch(NamedTuple):
+    """``done``: room for who completes in one step. ``log``: what policies are still to be told, replica << 33 |
+    request << 1 | (0 first token, 1 ended)."""
+
+    done: Integers
+    log: Integers
+
+
+def record_of(fields: type) -> np.dtype[np.void]:
+    """The record whose fields a Protocol names: int as 64 bits, float as double."""
+    hints = get_type_hints(fields)
+    return np.dtype([(name, np.float64 if kind is float else np.int64) for name, kind in hints.items()])
+
+
+@compiled
+def submit(
+    row: ReplicaRow,
+    r: int,
+    key: int,
+    input_tokens: int,
+    output_tokens: int,
+    kind: int,
+    now_ps: int,
+    seats: Sequence[Seat],
+    tally: Tally,
+    speeds: Speeds,
+    batches: Batches,
+    fates: Fates,
+) -> None:
+    """Queue a request; there is a free seat and the KV cache could hold it."""
+    taken = tally.free_seat
+    seat = seats[taken]
+    tally.free_seat = seat.following
+    row.order += 1
+    seat.key = key
+    seat.order = row.order
+    seat.input_tokens = input_tokens
+    seat.output_tokens = output_tokens
+    seat.generated = 0
+    seat.kind = kind
+    seat.following = NONE
+    if row.waiting == 0:
+        row.first_waiting = taken
+    else:
+        seats[row.last_waiting].following = taken
+    row.last_waiting = taken
+    row.waiting += 1
+    batches.load[r] += input_tokens
+    if row.wake_ps == NEVER:
+        row.idle_ps += now_ps - row.start_ps
+        begin(row, r, now_ps, seats, speeds, batches, fates)
+    elif row.repeats > 1 and row.waiting == 1:
+        # Somebody who waited before is either next in line already or blocks the line until a finish.
+        cut(row, now_ps)
+
+
+@compiled
+def set_clock(row: ReplicaRow, now_ps: int, freq_mhz: int, table: int, attention_ps: int) -> None:
+    """A supported clock, for iterations that begin once it has settled."""
+    target_mhz = row.freq_mhz if row.pending_ps == NEVER else row.pending_mhz
+    if freq_mhz == target_mhz:
+        return
+    if row.pending_ps <= now_ps:
+        take_clock(row)
+    row.pending_ps = now_ps + row.settle_ps
+    row.pending_mhz = freq_mhz
+    row.pending_table = table
+    row.pending_attention_ps = attention_ps
+    if row.wake_ps != NEVER and row.repeats > 1:
+        cut(row, row.pending_ps - 1)
+
+
+@compiled
+def take_clock(row: ReplicaRow) -> None:
+    row.freq_mhz = row.pending_mhz
+    row.table = row.pending_table
+    row.attention_ps = row.pending_attention_ps
+    row.pending_ps = NEVER
+
+
+@compiled
+def fire(
+    row: ReplicaRow,
+    r: int,
+    now_ps: int,
+    seats: Sequence[Seat],
+    tally: Tally,
+    speeds: Speeds,
+    batches: Batches,
+    fates: Fates,
+    scratch: Scratch,
+) -> None:
+    """End the spell, at ``wake_ps``, and begin the next."""
+    ends, seated, kinds, load = batches
+    lasted_ps = now_ps - row.start_ps
+    spent_wps = row.power_w * lasted_ps
+    row.energy_wps += spent_wps
+    each_wps = spent_wps / row.tokens
+    seat_wps = row.seat_energy_wps + each_wps
+    row.seat_energy_wps = seat_wps
+    repeats = row.repeats
+    iteration = row.iterations + repeats
+    row.iterations = iteration
+    decoding = row.decoding
+    context = row.context + decoding * repeats
+    finished = 0
+    if decoding:
+        gap = gap_bin(lasted_ps / repeats)
+        for kind in range(kinds.shape[1]):
+            if kinds[r, kind]:
+                fates.gaps[kind, gap] += kinds[r, kind] * repeats
+        while decoding and ends[r, 0] == iteration:
+            taken = seated[r, 0]
+            pop(ends, seated, seats, r, decoding)
+            decoding -= 1
+            seat = seats[taken]
+            context -= seat.input_tokens + seat.output_tokens
+            kinds[r, seat.kind] -= 1
+            fates.energy_wps[seat.key] += seat_wps - seat.paid_wps
+            scratch.done[finished] = seat.key
+            finished += 1
+            seat.following = tally.free_seat
+            tally.free_seat = taken
+    row.decoding = decoding
+    row.context = context
+    load[r] -= finished
+    if row.prefill_tokens:
+        finished = end_prefill(row, r, now_ps, each_wps, seats, tally, batches, fates, scratch, finished)
+    if finished:
+        tally.ended += finished
+        tally.now_ps = now_ps
+        for i in range(finished):
+            key = scratch.done[i]
+            fates.finished_ps[key] = now_ps
+            fates.replica[key] = row.number
+            if tally.keep_log:
+                scratch.log[tally.logged] = row.number << 33 | key << 1 | 1
+                tally.logged += 1
+    if row.decoding and row.context + row.reserved + row.decoding > row.room:
+        preempt_until_it_fits(row, r, now_ps, seats, batches, fates)
+    begin(row, r, now_ps, seats, speeds, batches, fates)
+
+
+@compiled
+def end_prefill(
+    row: ReplicaRow,
+    r: int,
+    now_ps: int,
+    each_wps: float,
+    seats: Sequence[Seat],
+    tally: Tally,
+    batches: Batches,
+    fates: Fates,
+    scratch: Scratch,
+    finished: int,
+) -> int:
+    """Hand out the iteration's prefill tokens in line; whoever has all its prompt decodes from now on. Returns how
+    many are complete."""
+    ends, seated, kinds, load = batches
+    left = row.prefill_tokens
+    prefilled = row.head_done
+    paid_wps = row.head_energy_wps
+    while left:
+        taken = row.first_prefilling
+        seat = seats[taken]
+        prompt = seat.input_tokens + seat.generated
+        need = prompt - prefilled
+        if need > left:
+            prefilled += left
+            paid_wps += left * each_wps
+            break
+        left -= need
+        paid_wps += need * each_wps
+        row.first_prefilling = seat.following
+        row.prefilling -= 1
+        row.reserved -= prompt
+        if seat.generated == 0:
+            fates.first_token_ps[seat.key] = now_ps
+            load[r] += 1 - seat.input_tokens
+            if tally.keep_log:
+                scratch.log[tally.logged] = row.number << 33 | seat.key << 1
+                tally.logged += 1
+        else:
+            fates.gaps[seat.kind, gap_bin(float(now_ps - seat.lost_ps))] += 1
+        remaining = seat.output_tokens - seat.generated - 1
+        if remaining == 0:
+            scratch.done[finished] = seat.key
+            finished += 1
+            fates.energy_wps[seat.key] += paid_wps
+            load[r] -= 1
+            seat.following = tally.free_seat
+            tally.free_seat = taken
+        else:
+            push(ends, seated, seats, r, row.decoding, row.iterations + remaining, taken)
+            row.decoding += 1
+            row.context += prompt + 1
+            kinds[r, seat.kind] += 1
+            seat.paid_wps = row.seat_energy_wps - paid_wps
+        prefilled = 0
+        paid_wps = 0.0
+    row.head_done = prefilled
+    row.head_energy_wps = paid_wps
+    return finished
+
+
+@compiled
+def begin(
+    row: ReplicaRow,
+    r: int,
+    now_ps: int,
+    seats: Sequence[Seat],
+    speeds: Speeds,
+    batches: Batches,
+    fates: Fates,
+) -> None:
+    """Admit whom the limits allow and plan the next spell."""
+    if row.pending_ps <= now_ps:
+        take_clock(row)
+    decoding = row.decoding
+    context = row.context
+    if row.waiting:
+        admit(row, seats)
+    row.start_ps = now_ps
+    if row.prefilling:
+        attention_units = compose(row, now_ps, seats, fates)
+        tokens = decoding + row.prefill_tokens
+        row.tokens = tokens
+        row.repeats = 1
+        row.power_w = speeds.power_w[row.table, tokens]
+        duration_ps = speeds.alpha_ps[row.table, tokens] + row.context_ps * context + row.attention_ps * attention_units
+        row.wake_ps = now_ps + duration_ps
+        return
+    if not decoding:
+        row.wake_ps = NEVER
+        return
+    row.prefill_tokens = 0
+    row.tokens = decoding
+    row.power_w = speeds.power_w[row.table, decoding]
+    repeats = batches.ends[r, 0] - row.iterations
+    if decoding > 1:
+        fits = (row.room - decoding - context) // decoding + 1
+        repeats = min(repeats, max(fits, 1))
+    duration_ps = speeds.alpha_ps[row.table, decoding] + row.context_ps * context
+    growth_ps = row.context_ps * decoding
+    row.duration_ps = duration_ps
+    row.growth_ps = growth_ps
+    row.repeats = repeats
+    row.wake_ps = now_ps + repeats * duration_ps + growth_ps * (repeats * (repeats - 1) // 2)
+    if row.pending_ps != NEVER and repeats > 1:
+        cut(row, row.pending_ps - 1)
+
+
+@compiled
+def admit(row: ReplicaRow, seats: Sequence[Seat]) -> None:
+    while row.waiting:
+        taken = row.first_waiting
+        seat = seats[taken]
+        prompt = seat.input_tokens + seat.generated
+        if row.decoding + row.prefilling >= row.most_requests or row.context + row.reserved + prompt + 1 > row.room:
+            return
+        row.first_waiting = seat.following
+        row.waiting -= 1
+        row.reserved += prompt
+        seat.following = NONE
+        if row.prefilling == 0:
+            row.first_prefilling = taken
+        else:
+            seats[row.last_prefilling].following = taken
+        row.last_prefilling = taken
+        row.prefilling += 1
+
+
+@compiled
+def compose(row: ReplicaRow, now_ps: int, seats: Sequence[Seat], fates: Fates) -> int:
+    """Set the iteration's prefill tokens, batches go first; returns their attention units."""
+    budget = max(0, row.most_tokens - row.decoding)
+    left = budget
+    prefilled = row.head_done
+    units = 0
+    taken = row.first_prefilling
+    for _ in range(row.prefilling):
+        if left == 0:
+            break
+        seat = seats[taken]
+        chunk = min(left, seat.input_tokens + seat.generated - prefilled)
+        if prefilled == 0 and seat.generated == 0:
+            fates.started_ps[seat.key] = now_ps
+        units += chunk * prefilled + chunk * (chunk + 1) // 2
+        left -= chunk
+        prefilled = 0
+        taken = seat.following
+    row.prefill_tokens = budget - left
+    return units
+
+
+@compiled
+def cut(row: ReplicaRow, after_ps: int) -> None:
+    """End the spell at its first iteration boundary later than ``after_ps``."""
+    past_ps = after_ps - row.start_ps
+    duration_ps = row.duration_ps
+    growth_ps = row.growth_ps
+    repeats = min(row.repeats, past_ps // duration_ps + 1)
+    before = repeats - 1
+    if before * duration_ps + growth_ps * (before * (before - 1) // 2) > past_ps:
+        low = 1
+        high = before
+        while low < high:
+            middle = (low + high) // 2
+            if middle * duration_ps + growth_ps * (middle * (middle - 1) // 2) > past_ps:
+                high = middle
+            else:
+                low = middle + 1
+        repeats = low
+    if repeats < row.repeats:
+        row.repeats = repeats
+        row.wake_ps = row.start_ps + repeats * duration_ps + growth_ps * (repeats * (repeats - 1) // 2)
+
+
+@compiled
+def preempt_until_it_fits(
+    row: ReplicaRow,
+    r: int,
+    now_ps: int,
+    seats: Sequence[Seat],
+    batches: Batches,
+    fates: Fates,
+) -> None:
+    """Every decoder needs one more KV slot: where they do not fit, the newest lose theirs and recompute."""
+    ends, seated, kinds, _ = batches
+    while row.decoding and row.context + row.reserved + row.decoding > row.room:
+        if row.decoding == 1 and not row.prefilling:
+            return
+        newest = 0
+        for i in range(1, row.decoding):
+            if seats[seated[r, i]].order > seats[seated[r, newest]].order:
+                newest = i
+        taken = seated[r, newest]
+        to_come = ends[r, newest] - row.iterations
+        remove(ends, seated, seats, r, row.decoding, newest)
+        seat = seats[taken]
+        row.decoding -= 1
+        row.context -= seat.input_tokens + seat.output_tokens - to_come
+        fates.energy_wps[seat.key] += row.seat_energy_wps - seat.paid_wps
+        kinds[r, seat.kind] -= 1
+        seat.lost_ps = now_ps
+        seat.generated = seat.output_tokens - to_come
+        seat.following = row.first_waiting if row.waiting else NONE
+        if row.waiting == 0:
+            row.last_waiting = taken
+        row.first_waiting = taken
+        row.waiting += 1
+
+
+@compiled
+def gap_bin(gap_ps: float) -> int:
+    if gap_ps <= GAP_LEAST_PS:
+        return 0
+    return min(int(math.log(gap_ps / GAP_LEAST_PS) / _LOG_STEP), GAP_BINS - 1)
+
+
+# A row's heap of those who decode: by their last iteration, then by order of submission.
+
+
+@compiled
+def push(ends: Integers, seated: Numbers, seats: Sequence[Seat], r: int, count: int, end: int, taken: int) -> None:
+    """Add to a heap of ``count``."""
+    ends[r, count] = end
+    seated[r, count] = taken
+    rise(ends, seated, seats, r, count)
+
+
+@compiled
+def pop(ends: Integers, seated: Numbers, seats: Sequence[Seat], r: int, count: int) -> None:
+    """Take the first off a heap of ``count``."""
+    ends[r, 0] = ends[r, count - 1]
+    seated[r, 0] = seated[r, count - 1]
+    sink(ends, seated, seats, r, count - 1, 0)
+
+
+@compiled
+def remove(ends: Integers, seated: Numbers, seats: Sequence[Seat], r: int, count: int, i: int) -> None:
+    """Take any off a heap of ``count``."""
+    ends[r, i] = ends[r, count - 1]
+    seated[r, i] = seated[r, count - 1]
+    if i < count - 1:
+        rise(ends, seated, seats, r, i)
+        sink(ends, seated, seats, r, count - 1, i)
+
+
+@compiled
+def rise(ends: Integers, seated: Numbers, seats: Sequence[Seat], r: int, i: int) -> None:
+    end = ends[r, i]
+    taken = seated[r, i]
+    order = seats[taken].order
+    while i > 0:
+        above = (i - 1) >> 1
+        if ends[r, above] < end or (ends[r, above] == end and seats[seated[r, above]].order < order):
+            break
+        ends[r, i] = ends[r, above]
+        seated[r, i] = seated[r, above]
+        i = above
+    ends[r, i] = end
+    seated[r, i] = taken
+
+
+@compiled
+def sink(ends: Integers, seated: Numbers, seats: Sequence[Seat], r: int, count: int, i: int) -> None:
+    end = ends[r, i]
+    taken = seated[r, i]
+    order = seats[taken].order
+    while True:
+        below = 2 * i + 1
+        if below >= count:
+            break
+        right = below + 1
+        if right < count and (
+            ends[r, right] < ends[r, below]
+            or (ends[r, right] == ends[r, below] and seats[seated[r, right]].order < seats[seated[r, below]].order)
+        ):
+            below = right
+        if end < ends[r, below] or (end == ends[r, below] and order < seats[seated[r, below]].order):
+            break
+        ends[r, i] = ends[r, below]
+        seated[r, i] = seated[r, below]
+        i = below
+    ends[r, i] = end
+    seated[r, i] = taken

@@ -1,0 +1,365 @@
+"""All replicas in machine code: a ``Floor`` for long traces, equal to ``HeapFloor`` with ``CoalescedReplica`` to the
+last bit. It knows neither failures nor phases apart.
+
+Python is asked for every arrival, and told in a batch what happened since the one before. Where the fleet always
+takes the quickest first token, the kernel routes by itself and nothing leaves it between two control steps.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from control_plane.hardware.replica_kernel import (
+    NEVER,
+    NONE,
+    Batches,
+    Fates,
+    ReplicaRow,
+    Scratch,
+    Seat,
+    Speeds,
+    Tally,
+    record_of,
+)
+from control_plane.hardware.request_columns import RequestColumns
+from control_plane.hardware.shape_tables import ShapeTables
+from control_plane.serving.routing import Candidate
+from control_plane.simulation.floor import NOWHERE, FloorHost, ReplicaEngine
+from control_plane.simulation.floor_kernel import (
+    ARRIVAL,
+    DONE,
+    DRAINED,
+    LOG_BITS,
+    SEATS_FULL,
+    STATUS_BITS,
+    Demand,
+    Offer,
+    change_clock,
+    dialogue,
+    enter,
+    quickest,
+    settle,
+)
+from control_plane.simulation.token_gaps import GapHistogram
+from control_plane.simulation.trace import Trace
+
+_ROW, _SEAT, _TALLY = record_of(ReplicaRow), record_of(Seat), record_of(Tally)
+_LOG_ENTRIES = 1 << 16
+_STATUS, _LOGGED = (1 << STATUS_BITS) - 1, (1 << LOG_BITS) - 1
+_IDLE_PS = -1
+_FIRST_ROWS, _FIRST_SEATS = 16, 256
+
+
+class CompiledFloor:
+    """Implements ``Floor``. ``self_routing``: arrivals go to the quickest of the last ``offer``, the fleet is not
+    asked and not told."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        columns: RequestColumns,
+        histogram: GapHistogram,
+        host: FloorHost,
+        tables: Sequence[ShapeTables],
+        self_routing: bool,
+    ) -> None:
+        self._host, self._self_routing = host, self_routing
+        self._arrivals = trace.blocks()
+        most_requests = max(t.limits.batch_requests for t in tables)
+        most_tokens = max(t.limits.batch_tokens for t in tables)
+        self._widest = most_requests + most_tokens + 1
+        self._speeds = Speeds(np.zeros((0, self._widest), np.int64), np.zeros((0, self._widest)))
+        self._table_of: dict[tuple[int, int], int] = {}
+        self._rows = np.zeros(0, _ROW)
+        self._row_of: dict[int, int] = {}
+        self._tables: dict[int, ShapeTables] = {}
+        self._free_rows: list[int] = []
+        self._batches = Batches(
+            np.zeros((0, most_requests), np.int64),
+            np.zeros((0, most_requests), np.int32),
+            np.zeros((0, histogram.bins.shape[0]), np.int64),
+            np.zeros(0, np.int64),
+        )
+        self._tree = np.full(2, NONE, np.int64)
+        self._seats = np.zeros(0, _SEAT)
+        self._tally = np.zeros(1, _TALLY)
+        self._tally["free_seat"] = NONE
+        self._tally["keep_log"] = not self_routing
+        self._offer = Offer(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+        self._inbox = np.zeros(2, np.int64)
+        self._dialogue: Iterator[int] | None = None
+        self._demand = Demand(trace.arrival_ps, trace.input_tokens, trace.output_tokens, histogram.types)
+        self._fates = Fates(
+            np.frombuffer(columns.started_ps, np.int64),
+            np.frombuffer(columns.first_token_ps, np.int64),
+            np.frombuffer(columns.finished_ps, np.int64),
+            np.frombuffer(columns.energy_wps, np.float64),
+            np.frombuffer(columns.replica, np.int32),
+            histogram.bins,
+        )
+        self._scratch = Scratch(np.zeros(self._widest, np.int64), np.zeros(_LOG_ENTRIES + 4 * self._widest, np.int64))
+
+    @property
+    def arrived(self) -> int:
+        return int(self._tally["arrived"][0])
+
+    @property
+    def ended(self) -> int:
+        return int(self._tally["ended"][0])
+
+    @property
+    def lost(self) -> int:
+        return int(self._tally["lost"][0])
+
+    @property
+    def last_ps(self) -> int:
+        return int(self._tally["now_ps"][0])
+
+    def place(self, number: int, tables: ShapeTables, now_ps: int) -> ReplicaEngine:
+        if not self._free_rows:
+            self._add_rows()
+        r = self._row_of[number] = self._free_rows.pop()
+        gpu, limits = tables.gpu, tables.limits
+        self._rows[r] = np.zeros((), _ROW)
+        self._batches.kinds[r] = self._batches.load[r] = 0
+        values = {
+            "number": number,
+            "wake_ps": NEVER,
+            "start_ps": now_ps,
+            "born_ps": now_ps,
+            "freq_mhz": gpu.max_freq_mhz,
+            "table": self._table(tables, gpu.max_freq_mhz),
+            "attention_ps": tables.attention_ps(gpu.max_freq_mhz),
+            "context_ps": tables.context_ps,
+            "settle_ps": max(1, gpu.settle_ns * 1000),
+            "pending_ps": NEVER,
+            "room": limits.kv_tokens,
+            "most_requests": limits.batch_requests,
+            "most_tokens": limits.batch_tokens,
+            "idle_w": tables.idle_w,
+        }
+        for name, value in values.items():
+            self._rows[r][name] = value
+        self._tree[len(self._tree) // 2 + r] = r
+        settle(self._tree, self._records[0], r)
+        self._tables[number] = tables
+        return CompiledReplica(self, r)
+
+    def remove(self, number: int) -> None:
+        r = self._row_of.pop(number)
+        del self._tables[number]
+        self._tree[len(self._tree) // 2 + r] = NONE
+        settle(self._tree, self._records[0], r)
+        self._free_rows.append(r)
+
+    def drain(self, number: int) -> None:
+        self._rows[self._row_of[number]]["draining"] = 1
+
+    def offer(self, candidates: Sequence[tuple[int, Candidate]]) -> None:
+        """The replicas, by number, that arrivals may go to from now on."""
+        ranked = sorted(candidates, key=lambda numbered: numbered[1].replica_id)
+        self._offer = Offer(
+            np.array([self._row_of[number] for number, _ in ranked], np.int64),
+            np.array([candidate.base_s for _, candidate in ranked]),
+            np.array([candidate.token_s for _, candidate in ranked]),
+        )
+        self._dialogue = None
+
+    def quickest(self, input_tokens: int) -> int:
+        """Where the kernel would send a request: a replica's number, or ``NOWHERE``."""
+        r = quickest(self._offer, self._batches.load, input_tokens)
+        return NOWHERE if r == NONE else int(self._rows[r]["number"])
+
+    def submit(
+        self,
+        number: int,
+        position: int,
+        input_tokens: int,
+        output_tokens: int,
+        now_ps: int,
+        kv_arrived: bool = False,
+    ) -> None:
+        if kv_arrived:
+            raise RuntimeError("the compiled floor does not take KV caches")
+        if (input_tokens, output_tokens) != (self._demand.input_tokens[position], self._demand.output_tokens[position]):
+            raise RuntimeError(f"request {position} is not the trace's")
+        if self._tally["free_seat"][0] == NONE:
+            self._add_seats()
+        rows, seats, tallies = self._records
+        enter(
+            *(rows, self._row_of[number], position, now_ps, seats, tallies, self._tree),
+            *(self._demand, self._speeds, self._batches, self._fates),
+        )
+
+    def set_clock(self, number: int, now_ps: int, freq_mhz: int) -> None:
+        r = self._row_of[number]
+        tables = self._tables[number]
+        target_mhz = tables.gpu.supported_at_most(freq_mhz)
+        table = self._table(tables, target_mhz)
+        change_clock(self._records[0], r, self._tree, now_ps, target_mhz, table, tables.attention_ps(target_mhz))
+
+    def play(self, until_ps: int) -> None:
+        """Talks with the kernel until it has nothing more to ask or to say."""
+        inbox, log, host = self._inbox.data, self._scratch.log.data, self._host
+        inbox[0], inbox[1] = until_ps, NONE
+        talk = self._talk()
+        while True:
+            answer = talk()
+            logged = answer >> STATUS_BITS & _LOGGED
+            if logged:
+                host.logged(log[:logged].tolist())
+            status = answer & _STATUS
+            if status == ARRIVAL:
+                number = host.choose(*self._arrival())
+                inbox[1] = NONE if number == NOWHERE else self._row_of[number]
+                continue
+            inbox[1] = NONE
+            if status == DONE:
+                return
+            if status == SEATS_FULL:
+                self._add_seats()
+            elif status == DRAINED:
+                number = int(self._rows[answer >> STATUS_BITS + LOG_BITS]["number"])
+                host.idle(number, int(self._tally["drained_ps"][0]))
+            talk = self._talk()
+
+    @property
+    def _records(self) -> tuple[Sequence[ReplicaRow], Sequence[Seat], Sequence[Tally]]:
+        """Rows, seats and tally as the kernel sees them: objects with attributes."""
+        return cast(
+            "tuple[Sequence[ReplicaRow], Sequence[Seat], Sequence[Tally]]", (self._rows, self._seats, self._tally)
+        )
+
+    def _talk(self) -> Callable[[], int]:
+        if self._dialogue is None:
+            self._dialogue = dialogue(
+                *(self._inbox, *self._records, self._tree, self._offer),
+                *(self._demand, self._speeds, self._batches, self._fates, self._scratch),
+            )
+        return self._dialogue.__next__
+
+    def hasten(self, until_ps: int) -> None:
+        raise RuntimeError("nothing can come in between: the compiled floor has no phases apart")
+
+    def fold_gaps(self, at_least: int = 0) -> None:
+        """The kernel counts them as they come."""
+
+    def _arrival(self) -> tuple[int, int, int, int]:
+        if not self._self_routing:
+            return next(self._arrivals)
+        work, position = self._demand, self.arrived - 1
+        tokens = int(work.input_tokens[position]), int(work.output_tokens[position])
+        return position, int(work.arrival_ps[position]), *tokens
+
+    def seen(self, r: int) -> np.void:
+        """A row's record, as it is now."""
+        row: np.void = self._rows[r]
+        return row
+
+    def oldest_unanswered(self, r: int) -> int:
+        """The request that has waited longest for its first token, ``NONE`` where nobody waits."""
+        row = self._rows[r]
+        for first, count in ((row["first_prefilling"], row["prefilling"]), (row["first_waiting"], row["waiting"])):
+            taken = first
+            for _ in range(count):
+                seat = self._seats[taken]
+                if seat["generated"] == 0:
+                    return int(seat["key"])
+                taken = seat["following"]
+        return NONE
+
+    def arrived_ps(self, position: int) -> int:
+        return int(self._demand.arrival_ps[position])
+
+    def _table(self, tables: ShapeTables, freq_mhz: int) -> int:
+        """The row of a shape's and clock's tables, compiled at first use."""
+        found = self._table_of.get((tables.tp, freq_mhz))
+        if found is None:
+            found = self._table_of[tables.tp, freq_mhz] = len(self._table_of)
+            alpha_ps, power_w = np.zeros((1, self._widest), np.int64), np.zeros((1, self._widest))
+            alpha, power = tables.alpha_ps(freq_mhz), tables.power_w(freq_mhz)
+            alpha_ps[0, : len(power)], power_w[0, : len(power)] = alpha[: len(power)], power
+            self._speeds = Speeds(
+                np.concatenate([self._speeds.alpha_ps, alpha_ps]), np.concatenate([self._speeds.power_w, power_w])
+            )
+            self._dialogue = None
+        return found
+
+    def _add_rows(self) -> None:
+        """Twice as many, and a tournament for them."""
+        self._dialogue = None
+        before = len(self._rows)
+        count = max(_FIRST_ROWS, 2 * before)
+        self._rows = _longer(self._rows, count)
+        self._batches = Batches(*(_longer(column, count) for column in self._batches))
+        self._free_rows += range(count - 1, before - 1, -1)
+        leaves = self._tree[len(self._tree) // 2 :][:before]
+        self._tree = np.full(2 * count, NONE, np.int64)
+        self._tree[count : count + len(leaves)] = leaves
+        for r in range(0, count, 2):
+            settle(self._tree, self._records[0], r)
+
+    def _add_seats(self) -> None:
+        self._dialogue = None
+        before = len(self._seats)
+        count = max(_FIRST_SEATS, 2 * before)
+        self._seats = _longer(self._seats, count)
+        self._seats["following"][before : count - 1] = np.arange(before + 1, count)
+        self._seats["following"][count - 1] = NONE
+        self._tally["free_seat"] = before
+
+
+class CompiledReplica:
+    """One row of the floor: implements ``ReplicaEngine``."""
+
+    __slots__ = ("_floor", "_row")
+
+    def __init__(self, floor: CompiledFloor, row: int) -> None:
+        self._floor, self._row = floor, row
+
+    @property
+    def wake_ps(self) -> int:
+        wake_ps = int(self._floor.seen(self._row)["wake_ps"])
+        return _IDLE_PS if wake_ps == NEVER else wake_ps
+
+    @property
+    def born_ps(self) -> int:
+        return int(self._floor.seen(self._row)["born_ps"])
+
+    @property
+    def target_mhz(self) -> int:
+        row = self._floor.seen(self._row)
+        return int(row["freq_mhz"] if row["pending_ps"] == NEVER else row["pending_mhz"])
+
+    @property
+    def waiting(self) -> int:
+        return int(self._floor.seen(self._row)["waiting"])
+
+    @property
+    def running(self) -> int:
+        row = self._floor.seen(self._row)
+        return int(row["prefilling"] + row["decoding"])
+
+    def oldest_wait_ps(self, now_ps: int) -> int:
+        position = self._floor.oldest_unanswered(self._row)
+        return 0 if position == NONE else now_ps - self._floor.arrived_ps(position)
+
+    def energy_wps(self, now_ps: int) -> float:
+        row = self._floor.seen(self._row)
+        idle_ps, start_ps = int(row["idle_ps"]), int(row["start_ps"])
+        energy_wps, idle_w = float(row["energy_wps"]), float(row["idle_w"])
+        if row["wake_ps"] != NEVER:
+            return energy_wps + float(row["power_w"]) * (now_ps - start_ps) + idle_w * idle_ps
+        return energy_wps + idle_w * (idle_ps + now_ps - start_ps)
+
+    def abandon(self, now_ps: int) -> list[int]:
+        raise RuntimeError("the compiled floor knows no failures")
+
+
+def _longer(column: "NDArray[Any]", count: int) -> "NDArray[Any]":
+    """The same with zeros behind, ``count`` in all."""
+    longer = np.zeros((count, *column.shape[1:]), column.dtype)
+    longer[: len(column)] = column
+    return longer
