@@ -56,8 +56,8 @@ def gpu_agent_name(node_id: str) -> str:
 class Deployment:
     """What the control actors need to know of the world they run in.
 
-    ``set_count`` names a function, "module:function", (deployment, pool, tp, replicas) → None. Its module loads Ray
-    Serve, 90 MB that only the pool managers need, so it is imported where it is called.
+    ``set_count`` names a function, "module:function", (deployment, pool, tp, replicas) → None; its module belongs to
+    a layer above and is imported where it is called.
     """
 
     settings: Settings

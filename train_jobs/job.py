@@ -1,12 +1,12 @@
 """A training job as a file: what it trains, in how many stages, what a layer takes, and which straggler is injected."""
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from control_plane.field_errors import explain
 from control_plane.hardware.gpu_model import H100_SXM, Activity
 from control_plane.hardware.stage_model import StageWork
 
@@ -217,7 +217,7 @@ def parse_job(values: dict[str, Any], source: str = "job") -> Job:
     try:
         return Job.model_validate(values)
     except ValidationError as error:
-        raise JobError("\n".join(_explain(source, dict(item)) for item in error.errors())) from None
+        raise JobError("\n".join(explain(Job, source, dict(item), "field") for item in error.errors())) from None
 
 
 def read_job(path: Path) -> Job:
@@ -231,28 +231,3 @@ def read_job(path: Path) -> Job:
     if not isinstance(values, dict):
         raise JobError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     return parse_job(values, str(path))
-
-
-def _explain(source: str, item: dict[str, Any]) -> str:
-    path = ".".join(str(part) for part in item["loc"])
-    if item["type"] != "extra_forbidden":
-        message = item["msg"].removeprefix("Value error, ")
-        return f"{source}: {path + ': ' if path else ''}{message}" + (f" (got {item['input']!r})" if path else "")
-    known = _known_fields(item["loc"][:-1])
-    close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"{source}: unknown field {path!r}; {hint}"
-
-
-def _known_fields(path: tuple[Any, ...]) -> list[str]:
-    part: type[BaseModel] = Job
-    for name in path:
-        if isinstance(name, int):
-            part = StageSettings
-            continue
-        annotation = part.model_fields[name].annotation
-        if name in ("straggler", "slow_gpu"):
-            part = StragglerSettings if name == "straggler" else SlowGpuSettings
-        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            part = annotation
-    return sorted(part.model_fields)
