@@ -48,6 +48,7 @@ class FrontierSolver:
         self._trace = ThreadPoolExecutor(1, "trace", initializer=_give_way)
         self._prepare = ThreadPoolExecutor(1, "prepare", initializer=_give_way)
         self._kept: dict[tuple[str, StageRatios], asyncio.Future[SolvedJob]] = {}
+        self._preparing: dict[tuple[str, StageRatios], asyncio.Future[SolvedJob]] = {}
 
     async def answer(self, question: Question) -> Answer:
         """Raises SolvingError where the job cannot be solved."""
@@ -62,9 +63,7 @@ class FrontierSolver:
                     return await _on(self._prepare, lambda: _job_frontier(job, solved, now, samples))
                 case PrepareQuestion():
                     if solved.library is None:
-                        prepared = _on(self._prepare, solved.prepared)
-                        await prepared
-                        self._keep(job, now.own, prepared)
+                        await self._prepared(job, now.own, solved)
                     return None
                 case _:
                     assert_never(question)
@@ -77,6 +76,15 @@ class FrontierSolver:
             solving = _on(self._trace, lambda: solve(job.spec().slowed(slowed)))
         self._keep(job, slowed, solving)
         return await asyncio.shield(solving)
+
+    async def _prepared(self, job: JobRecord, slowed: StageRatios, solved: SolvedJob) -> None:
+        key = (_digest(job), slowed)
+        preparing = self._preparing.get(key)
+        if preparing is None:
+            preparing = self._preparing[key] = _on(self._prepare, solved.prepared)
+            preparing.add_done_callback(lambda _: self._preparing.pop(key))
+        await asyncio.shield(preparing)
+        self._keep(job, slowed, preparing)
 
     def _keep(self, job: JobRecord, slowed: StageRatios, solving: "asyncio.Future[SolvedJob]") -> None:
         key = (_digest(job), slowed)
@@ -167,7 +175,8 @@ async def _answered(solver: FrontierSolver, asked: Asked) -> Answered:
 
 
 async def serve(link: socket.socket) -> None:
-    """Answer what is asked until the other side closes: whoever started this process has ended then, however."""
+    """Answer what is asked until the other side closes: whoever started this process has ended then, however. An error
+    that no answer tells ends the process; the other side asks another."""
     reader, writer = await asyncio.open_connection(sock=link)
     solver = FrontierSolver()
     answering: set[asyncio.Task[None]] = set()
@@ -175,8 +184,14 @@ async def serve(link: socket.socket) -> None:
     async def reply(asked: Asked) -> None:
         await send(writer, await _answered(solver, asked))
 
+    def answered(task: asyncio.Task[None]) -> None:
+        answering.discard(task)
+        if (error := task.exception()) is not None:
+            log.critical("the solver ends", exc_info=error)
+            os._exit(1)
+
     while (asked := await receive(reader, Asked)) is not None:
         task = asyncio.get_running_loop().create_task(reply(asked))
         answering.add(task)
-        task.add_done_callback(answering.discard)
+        task.add_done_callback(answered)
     os._exit(0)  # Threads may be deep in a solver: nobody waits for them any more.

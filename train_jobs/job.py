@@ -112,7 +112,7 @@ class StragglerSettings(_Part):
 
 
 class SlowGpuSettings(_Part):
-    """A GPU of the job's own is slow for a while and nobody says so: hot, capped or shared. It draws the same power."""
+    """A GPU of the job's own is slow for a while, at the same power, and nobody says so."""
 
     stage: int = Field(ge=0)
     from_iteration: int = Field(ge=0)

@@ -60,7 +60,7 @@ class PlannerLink:
             self._last = self._given.get(degree, self._last)
         else:
             self._reported, answer = self._taken(self._reported, REPORT_PATIENCE_S)
-            self._last = _better(self._last, answer)
+            self._last = better_of(self._last, answer)
         return self._last
 
     def report(self, ratios: StageRatios, running: ClockSchedule | None) -> None:
@@ -100,7 +100,7 @@ class PlannerLink:
         return None, None
 
 
-def _better(running: ClockSchedule | None, offered: ClockSchedule | None) -> ClockSchedule | None:
+def better_of(running: ClockSchedule | None, offered: ClockSchedule | None) -> ClockSchedule | None:
     """What is offered, unless it is for the same and dearer: a planner that restarted prepares its plans anew."""
     if running is None or offered is None:
         return offered or running

@@ -1,6 +1,6 @@
 """Whole frontiers, paired: this planner and lowtime 0.3.0 on the same DAGs, same machine, same run, CPU seconds.
 
-python -m benchmarks.frontier.speed --lowtime-python /path/to/venv/bin/python [--pair 16x128 ...]
+python -m benchmarks.frontier.speed --lowtime-python /path/to/venv/bin/python [--pairs 4x8,16x128]
 """
 
 import json
@@ -20,21 +20,21 @@ from control_plane.training.planner import run_choices
 from control_plane.training.rounding import prepare, rounding_problem
 
 WALKS = ((8, 12), (8, 96), (8, 128), (16, 128), (16, 256), (32, 256))
-PAIRS = ("4x8", "8x12", "8x96", "16x128")
+PAIRS = "4x8,8x12,8x96,16x128"
 SCHEDULES = (("gpipe", 16, 128, 1), ("interleaved-1f1b", 16, 64, 2), ("zero-bubble", 16, 128, 1))
 
 
 def main(
     lowtime_python: Annotated[Path | None, typer.Option(help="Interpreter of a venv with lowtime 0.3.0.")] = None,
     limit_s: Annotated[float, typer.Option(help="CPU seconds lowtime gets per DAG; the rest is extrapolated.")] = 100.0,
-    pair: Annotated[tuple[str, ...], typer.Option(help="Stages x micro-batches to compare at.")] = PAIRS,
+    pairs: Annotated[str, typer.Option(help="Stages x micro-batches to compare at.")] = PAIRS,
     walks: Annotated[bool, typer.Option(help="Time this planner on every schedule first.")] = True,
 ) -> None:
     if walks:
         _walks()
     if lowtime_python is not None:
         walk_frontier(GPT3_A100.dag(8, 2))
-        _pair(lowtime_python, limit_s, [tuple(map(int, size.split("x"))) for size in pair])
+        _pair(lowtime_python, limit_s, [tuple(map(int, size.split("x"))) for size in pairs.split(",")])
 
 
 def _walks() -> None:

@@ -70,7 +70,7 @@ class Profile:
         )
 
     def slowed(self, stage_ratios: tuple[float, ...]) -> "Profile":
-        """Stages that take so many times as long at the same power: a hot, capped or shared GPU."""
+        """Stages that take so many times as long, at the same power."""
         if len(stage_ratios) != self.stages or not all(math.isfinite(r) and r > 0 for r in stage_ratios):
             raise ProfileError(f"expected {self.stages} positive ratios, one per stage, got {stage_ratios}")
         return Profile(

@@ -9,9 +9,11 @@ from training.profiles_for_tests import synthetic_profile
 
 from actors.frontier_solver import FrontierSolver
 from actors.perseus_planner import PerseusPlanner, UnknownJobError
+from actors.solver_messages import PrepareQuestion
 from actors.training_messages import OWN_PIPELINE, ClockSchedule, JobRegistration
-from control_plane.training.job_spec import JobSpec, PipelineId
-from control_plane.training.planner import solve
+from control_plane.training.job_record import JobRecord
+from control_plane.training.job_spec import Circumstances, JobSpec, PipelineId
+from control_plane.training.planner import SolvedJob, solve
 from control_plane.training.schedules import one_f_one_b
 
 P1 = PipelineId("p1")
@@ -199,3 +201,25 @@ def test_a_report_of_another_pipeline_depth_is_refused(tmp_path: Path) -> None:
             await one.report_iteration("llm", OWN_PIPELINE, (1.0, 1.0, 1.0), "")
 
     asyncio.run(scenario())
+
+
+def test_a_job_asked_for_twice_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = []
+    prepared = SolvedJob.prepared
+
+    def counted(job: SolvedJob) -> SolvedJob:
+        times.append(job)
+        return prepared(job)
+
+    monkeypatch.setattr(SolvedJob, "prepared", counted)
+    job = JobRecord.of("llm", JobSpec(synthetic_profile(2), one_f_one_b(2, 4), 60.0))
+    asked = PrepareQuestion(job=job, now=Circumstances())
+    again = PrepareQuestion(job=job.with_straggler(P1, 1.2), now=Circumstances(1.2))
+
+    async def scenario() -> None:
+        solver = FrontierSolver()
+        await asyncio.gather(solver.answer(asked), solver.answer(again))
+        await solver.answer(asked)
+
+    asyncio.run(scenario())
+    assert len(times) == 1

@@ -24,6 +24,7 @@ from control_plane.training.schedules import one_f_one_b
 
 P1 = PipelineId("p1")
 SMALL = JobRegistration("small", pipeline_choices(2), "1f1b", 2, 6, 130.0)
+HUGE = JobRegistration("huge", pipeline_choices(32), "1f1b", 32, 256, 130.0)
 BIG = JobRegistration("big", pipeline_choices(16), "1f1b", 16, 128, 130.0)
 
 
@@ -53,15 +54,15 @@ def test_other_jobs_are_answered_while_a_big_one_is_solved_and_prepared(tmp_path
         assert solver.pid is None
         await planner.register(SMALL)
         await planner.schedule("small")
-        await planner.register(BIG)
-        solving = asyncio.create_task(planner.schedule("big"))
+        await planner.register(HUGE)
+        solving = asyncio.create_task(planner.schedule("huge"))
         await asyncio.sleep(0)
         degrees = (1.05, 1.1, 1.15, 1.2)
         answers = [await planner.report_straggler("small", P1, degree) for degree in degrees]
         assert [answer.degree for answer in answers] == list(degrees)
-        assert await planner.jobs() == ("big", "small")
+        assert await planner.jobs() == ("huge", "small")
         assert not solving.done()
-        prepared = JobRecord.of("big", JobSpec(profile_of(BIG.choices), one_f_one_b(16, 128), 130.0))
+        prepared = JobRecord.of("huge", JobSpec(profile_of(HUGE.choices), one_f_one_b(32, 256), 130.0))
         preparing = asyncio.create_task(solver.answer(PrepareQuestion(job=prepared, now=Circumstances())))
         assert (await solving).planned_time_s <= (await solving).all_max_time_s
         assert (await planner.report_straggler("small", P1, 1.3)).degree == 1.3
