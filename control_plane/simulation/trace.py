@@ -71,10 +71,6 @@ class Trace:
             self.arrival_ps[part] - round(from_s * PS_PER_S), self.input_tokens[part], self.output_tokens[part]
         )
 
-    def first(self, count: int) -> Self:
-        """So many requests from the start, at their own times."""
-        return type(self)(self.arrival_ps[:count], self.input_tokens[:count], self.output_tokens[:count])
-
     def types(self) -> NDArray[np.int8]:
         """Position of each request's type in ``REQUEST_TYPES``."""
         rows = np.digitize(self.input_tokens, [256, 1024])
