@@ -11,6 +11,7 @@ PEER_PYTHON is an interpreter of an environment of its own with `pip install ai-
 import argparse
 import gc
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -20,12 +21,15 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from control_plane.actions import SetReplicas, Step
 from control_plane.baselines.single_pool import POOL, SinglePool
 from control_plane.domain import PoolName, ReplicaId, ReplicaView
 from control_plane.hardware.coalesced_replica import CoalescedReplica
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.profiles import load_profile
+from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.serving.routing import Candidate
 from control_plane.simulation.fleet import Fleet
@@ -104,6 +108,7 @@ def main() -> None:
     options.add_argument("--scale", type=float, default=8.0)
     options.add_argument("--replicas", type=int, default=8)
     options.add_argument("--many", type=int, default=1000, help="replicas of the large case; 0 leaves it out")
+    options.add_argument("--week", type=int, default=0, help="requests of a week at an even rate, on 15 replicas")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--peer", help="Python with ai-dynamo-runtime")
     options.add_argument("--json", type=Path)
@@ -115,6 +120,8 @@ def main() -> None:
     if wanted.many:
         part = scaled(hour.between(600, 660), 0.8 * wanted.many)
         results.append(large_case(profile, part, wanted.many, wanted.rounds))
+    if wanted.week:
+        results.append(week_case(profile, hour, wanted.week))
     for result in results:
         print(json.dumps(result, indent=2))
     if wanted.json:
@@ -155,6 +162,25 @@ def large_case(profile: MachineProfile, trace: Trace, replicas: int, rounds: int
     return {"requests": len(trace), "replicas": replicas, "requests_per_cpu_s": in_turns(contenders, rounds)}
 
 
+def week_case(profile: MachineProfile, hour: Trace, requests: int) -> dict[str, object]:
+    """So many requests of the hour at random moments of a week; the single pool routes by itself."""
+    random = np.random.default_rng(0)
+    arrival_ps = np.sort(random.integers(0, 7 * 86400 * PS_PER_S, requests))
+    picked = random.integers(0, len(hour), requests)
+    trace = Trace(arrival_ps, hour.input_tokens[picked], hour.output_tokens[picked])
+    start_s = time.process_time()
+    outcome = run(profile, trace, SinglePool(15), "compiled", sample_s=200.0)
+    cpu_s = time.process_time() - start_s
+    return {
+        "requests": requests,
+        "replicas": 15,
+        "done": int(outcome.done.sum()),
+        "cpu_s": cpu_s,
+        "requests_per_cpu_s": requests / cpu_s,
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
 def in_turns(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, float]]:
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -172,11 +198,17 @@ def speed(profile: MachineProfile, trace: Trace, fleet: Fleet, engine: EngineFac
     return len(trace) / (time.process_time() - start_s)
 
 
-def run(profile: MachineProfile, trace: Trace, fleet: Fleet, engine: EngineFactory | Literal["compiled"]) -> Simulated:
+def run(
+    profile: MachineProfile,
+    trace: Trace,
+    fleet: Fleet,
+    engine: EngineFactory | Literal["compiled"],
+    sample_s: float = 10.0,
+) -> Simulated:
     gc.collect()
     gc.disable()
     tables = {8: ShapeTables.of(profile, 8)}
-    outcome = SimulatedCluster(profile, None, fleet, sample_s=10.0, engine=engine, tables=tables).run(trace)
+    outcome = SimulatedCluster(profile, None, fleet, sample_s=sample_s, engine=engine, tables=tables).run(trace)
     gc.enable()
     return outcome
 

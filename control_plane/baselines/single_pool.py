@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 
 from control_plane.actions import SetReplicas, Step
 from control_plane.domain import PoolName, ReplicaId, ReplicaView
-from control_plane.serving.routing import Candidate, RouterLedger
+from control_plane.serving.routing import Candidate, RouterLedger, quickest
 
 POOL = PoolName("single-pool")
 
@@ -27,15 +27,12 @@ class SinglePool:
         self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
     ) -> tuple[PoolName, ReplicaId] | None:
         del now_s
-        quickest = min(
-            candidates,
-            key=lambda c: (self.ledger.expected_ttft_s(c, input_tokens), c.replica_id),
-            default=None,
-        )
-        if quickest is None:
+        best = quickest(self.ledger, candidates, input_tokens)
+        if best is None:
             return None
-        self.ledger.assigned(request_id, quickest.replica_id, input_tokens)
-        return quickest.pool, quickest.replica_id
+        chosen = best[1]
+        self.ledger.assigned(request_id, chosen.replica_id, input_tokens)
+        return chosen.pool, chosen.replica_id
 
     def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
         self.ledger.first_token(request_id, replica_id)

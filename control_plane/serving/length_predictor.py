@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from control_plane.domain import InputClass, OutputClass, RequestType
+from control_plane.domain import InputClass, OutputClass
 
 PRIOR_SHARES = {
     "SS": 3.6, "SM": 9.8, "SL": 0.05,
@@ -24,36 +24,46 @@ class LengthPrediction:
     expected_tokens: float
 
 
-@dataclass(slots=True)
-class _Cell:
-    count: float
-    tokens: float
+_ORDER = tuple(OutputClass)
 
 
 class LengthTable:
-    """Learns output lengths per input class online."""
+    """Learns output lengths per input class online. Both calls are made for every request: lists by output class."""
 
     def __init__(self) -> None:
-        self._cells: dict[RequestType, _Cell] = {}
+        self._counts: dict[InputClass, list[float]] = {}
+        self._tokens: dict[InputClass, list[float]] = {}
         for name in InputClass:
-            shares = {out: PRIOR_SHARES[f"{name.value}{out.value}"] for out in OutputClass}
-            total = sum(shares.values())
-            for out, share in shares.items():
-                count = PRIOR_WEIGHT * share / total
-                self._cells[RequestType(name, out)] = _Cell(count, count * PRIOR_TOKENS[out])
+            shares = [PRIOR_SHARES[f"{name.value}{out.value}"] for out in OutputClass]
+            total = sum(shares)
+            counts = self._counts[name] = [PRIOR_WEIGHT * share / total for share in shares]
+            self._tokens[name] = [count * PRIOR_TOKENS[out] for count, out in zip(counts, _ORDER, strict=True)]
 
     def predict(self, input_tokens: int, max_tokens: int) -> LengthPrediction:
         """Never more than ``max_tokens``: a generation stops there whatever its class."""
-        name = InputClass.of(input_tokens)
-        cells = {out: self._cells[RequestType(name, out)] for out in OutputClass}
-        total = sum(cell.count for cell in cells.values())
-        expected = sum(cell.count * min(max_tokens, cell.tokens / cell.count) for cell in cells.values()) / total
-        likeliest = max(cells, key=lambda out: cells[out].count)
+        counts = self._counts[InputClass.of(input_tokens)]
+        likeliest = _ORDER[counts.index(max(counts))]
         ceiling = OutputClass.of(max_tokens)
-        order = list(OutputClass)
-        return LengthPrediction(order[min(order.index(likeliest), order.index(ceiling))], expected)
+        if _ORDER.index(ceiling) < _ORDER.index(likeliest):
+            likeliest = ceiling
+        return LengthPrediction(likeliest, self.expected_tokens(input_tokens, max_tokens))
+
+    def expected_tokens(self, input_tokens: int, max_tokens: int) -> float:
+        """The mean over all output classes, each of them cut at ``max_tokens``."""
+        name = InputClass.of(input_tokens)
+        short, medium, long = self._counts[name]
+        a, b, c = self._tokens[name]
+        a, b, c = a / short, b / medium, c / long
+        if a > max_tokens:
+            a = max_tokens
+        if b > max_tokens:
+            b = max_tokens
+        if c > max_tokens:
+            c = max_tokens
+        return (short * a + medium * b + long * c) / (short + medium + long)
 
     def learn(self, input_tokens: int, output_tokens: int) -> None:
-        cell = self._cells[RequestType.of(input_tokens, output_tokens)]
-        cell.count += 1
-        cell.tokens += output_tokens
+        name = InputClass.of(input_tokens)
+        at = _ORDER.index(OutputClass.of(output_tokens))
+        self._counts[name][at] += 1
+        self._tokens[name][at] += output_tokens

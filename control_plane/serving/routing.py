@@ -75,8 +75,8 @@ class RouterLedger:
     def expected_ttft_s(self, candidate: Candidate, input_tokens: int) -> float:
         """Prefill backlog and own prompt at this replica's speed; every decoder takes its token first."""
         account = self._accounts.get(candidate.replica_id)
-        backlog, decoding = (account.prefill_tokens, account.decoding) if account else (0, 0)
-        return candidate.base_s + (backlog + input_tokens + decoding) * candidate.token_s
+        ahead = 0 if account is None else account.prefill_tokens + account.decoding
+        return candidate.base_s + (ahead + input_tokens) * candidate.token_s
 
 
 def route(
@@ -90,7 +90,7 @@ def route(
     limit and the other would be quicker. None where no replica runs anywhere."""
     input_class = InputClass.of(input_tokens)
     home = settings.pool_of(input_class)
-    best = _quickest(ledger, candidates.get(home, ()), input_tokens)
+    best = quickest(ledger, candidates.get(home, ()), input_tokens)
     if best is not None and best[0] <= slo.ttft_s(input_class):
         return Route(home, best[1].replica_id, False, best[0])
     spill = settings.pool_settings(home).spill_to
@@ -98,18 +98,20 @@ def route(
     if best is None:
         others += [pool for pool in candidates if pool not in (home, spill)]
     for pool in others:
-        other = _quickest(ledger, candidates.get(pool, ()), input_tokens)
+        other = quickest(ledger, candidates.get(pool, ()), input_tokens)
         if other is not None and (best is None or other[0] < best[0]):
             return Route(pool, other[1].replica_id, True, other[0])
     return None if best is None else Route(home, best[1].replica_id, False, best[0])
 
 
-def _quickest(
+def quickest(
     ledger: RouterLedger, candidates: Iterable[Candidate], input_tokens: int
 ) -> tuple[float, Candidate] | None:
+    """The least expected time to a first token, in s, and whose it is; of equal ones the least id."""
     best: tuple[float, Candidate] | None = None
+    expected_ttft_s = ledger.expected_ttft_s
     for candidate in candidates:
-        ttft_s = ledger.expected_ttft_s(candidate, input_tokens)
-        if best is None or (ttft_s, candidate.replica_id) < (best[0], best[1].replica_id):
+        ttft_s = expected_ttft_s(candidate, input_tokens)
+        if best is None or ttft_s < best[0] or (ttft_s == best[0] and candidate.replica_id < best[1].replica_id):
             best = ttft_s, candidate
     return best

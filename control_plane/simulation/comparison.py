@@ -21,7 +21,7 @@ from control_plane.simulation.policies import (
     check_policy_names,
 )
 from control_plane.simulation.scoring import Score, score
-from control_plane.simulation.serving_cluster import ClusterTimes, SimulatedCluster
+from control_plane.simulation.serving_cluster import ClusterTimes, SimulatedCluster, warm_up
 from control_plane.simulation.sizing import Sizing, Watch, fewest_replicas
 from control_plane.simulation.trace import Trace
 
@@ -92,6 +92,7 @@ def compare(
     trace, profile = question.trace, question.profile
     slo = question.settings.slo.slo()
     tables = {tp: ShapeTables.of(profile, tp) for tp in profile.tps}
+    warm_up(profile, trace, SinglePool(1, max(profile.tps)))
     runner = _Runner(question, tables, clock_s, progress)
     sizing = _size_baseline(question, tables, runner, slo, effort)
     tp = max(profile.tps)

@@ -165,7 +165,7 @@ class CompiledFloor:
             np.array([candidate.base_s for _, candidate in ranked]),
             np.array([candidate.token_s for _, candidate in ranked]),
         )
-        self._dialogue = None
+        self.close()
 
     def quickest(self, input_tokens: int) -> int:
         """Where the kernel would send a request: a replica's number, or ``NOWHERE``."""
@@ -243,6 +243,14 @@ class CompiledFloor:
     def hasten(self, until_ps: int) -> None:
         raise RuntimeError("nothing can come in between: the compiled floor has no phases apart")
 
+    def close(self) -> None:
+        """End the talk with the kernel, which would keep all arrays for good."""
+        if self._dialogue is not None:
+            until_ps, self._inbox[0] = self._inbox[0], -1
+            for _ in self._dialogue:
+                raise RuntimeError("the kernel went on after it was told to end")
+            self._dialogue, self._inbox[0] = None, until_ps
+
     def fold_gaps(self, at_least: int = 0) -> None:
         """The kernel counts them as they come."""
 
@@ -284,12 +292,12 @@ class CompiledFloor:
             self._speeds = Speeds(
                 np.concatenate([self._speeds.alpha_ps, alpha_ps]), np.concatenate([self._speeds.power_w, power_w])
             )
-            self._dialogue = None
+            self.close()
         return found
 
     def _add_rows(self) -> None:
         """Twice as many, and a tournament for them."""
-        self._dialogue = None
+        self.close()
         before = len(self._rows)
         count = max(_FIRST_ROWS, 2 * before)
         self._rows = _longer(self._rows, count)
@@ -302,7 +310,7 @@ class CompiledFloor:
             settle(self._tree, self._records[0], r)
 
     def _add_seats(self) -> None:
-        self._dialogue = None
+        self.close()
         before = len(self._seats)
         count = max(_FIRST_SEATS, 2 * before)
         self._seats = _longer(self._seats, count)

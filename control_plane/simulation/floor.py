@@ -116,6 +116,10 @@ class Floor(Protocol):
         """End the call of ``play`` under way at this moment, if it would go on for longer."""
         ...
 
+    def close(self) -> None:
+        """The run is over: let go of its arrays."""
+        ...
+
     def fold_gaps(self, at_least: int = 0) -> None:
         """Bring the histogram of token gaps up to date, if so many spells are noted."""
         ...

@@ -197,6 +197,7 @@ def dialogue(
     scratch: Scratch,
 ) -> Iterator[int]:
     """``play`` again and again: handing the arrays over once instead of at every call saves most of a call's time.
-    Whoever holds it keeps the arrays alive."""
-    while True:
+    It holds the arrays until it has come to its end, which an ``inbox`` that begins below 0 asks for: numba never
+    lets go of what an unfinished one was given."""
+    while inbox[0] >= 0:
         yield play(inbox, rows, seats, tallies, tree, offer, demand, speeds, batches, fates, scratch)

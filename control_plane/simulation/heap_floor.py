@@ -92,6 +92,9 @@ class HeapFloor:
             self._until_ps = until_ps
             self._end = min(self._end, until_ps + 1 << _BITS)
 
+    def close(self) -> None:
+        self._engines.clear()
+
     def fold_gaps(self, at_least: int = 0) -> None:
         if len(self._gaps.spell_ps) + len(self._gaps.late_ps) < at_least:
             return

@@ -5,6 +5,7 @@ comes after all of them: so the order does not depend on what runs the replicas.
 that happens in between.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -54,6 +55,13 @@ class ClusterTimes:
     kv_bytes_per_token: float = 327_680.0
     """Llama2-70B: 80 layers, 8 KV heads of 128, keys and values, two bytes."""
 
+    def __post_init__(self) -> None:
+        for name in ("cold_start_s", "weights_here_start_s", "kv_latency_s", "kv_bytes_per_token"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
+        if not self.kv_link_bytes_per_s > 0:
+            raise ValueError(f"kv_link_bytes_per_s must be more than 0, got {self.kv_link_bytes_per_s}")
+
     @classmethod
     def for_startup(cls, startup_s: float) -> "ClusterTimes":
         """Of a cold start's 6-8 minutes, engine set-up and loading take 33 s (DynamoLLM Table V): all that is left
@@ -70,8 +78,8 @@ _FOLD_SPELLS = 1 << 19
 _STUCK_S = 7200.0
 _LOGGED_NUMBER, _LOGGED_REQUEST = 33, (1 << 32) - 1
 
-COMPILED_FROM = 200_000
-"""Requests from which the compiled floor is worth its start: half a second, and where it never ran half a minute."""
+COMPILED_FROM = 100_000
+"""Requests from which the compiled floor is worth its start: half a second, and ten where it never ran."""
 
 
 @dataclass(slots=True, eq=False)
@@ -217,6 +225,7 @@ class SimulatedCluster:
 
     def _take_down(self) -> None:
         """Floor and cluster know each other: where garbage is not collected the next run would add to this one."""
+        self._floor.close()
         del self._floor
         self._self_routing = None
         self._hosted.clear()
@@ -597,6 +606,14 @@ class SimulatedCluster:
             samples=tuple(self._samples),
             decisions=tuple(self._decisions),
         )
+
+
+def warm_up(profile: MachineProfile, trace: Trace, fleet: Fleet) -> None:
+    """Load what a run of this trace will need, or compile it where that never happened: not a run's own time. The
+    ``fleet`` is used up."""
+    if len(trace) >= COMPILED_FROM:
+        first = Trace(trace.arrival_ps[:1], trace.input_tokens[:1], trace.output_tokens[:1])
+        SimulatedCluster(profile, None, fleet, engine="compiled").run(first)
 
 
 def _cost_s(clock_s: Callable[[], float]) -> float:

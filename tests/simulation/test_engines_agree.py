@@ -20,6 +20,8 @@ from control_plane.hardware.replica_model import ReplicaLimits
 from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.serving.routing import Candidate
 from control_plane.settings import Settings
+from control_plane.simulation import compiled_floor, serving_cluster
+from control_plane.simulation.compiled_floor import CompiledFloor
 from control_plane.simulation.fleet import Role
 from control_plane.simulation.floor import EngineFactory
 from control_plane.simulation.outcome import Simulated
@@ -185,6 +187,35 @@ def test_the_compiled_floor_refuses_what_it_does_not_know() -> None:
         cluster.run(Trace.of(synthetic_conversation(1, seed=3)))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("kv_link_bytes_per_s", 0.0), ("kv_latency_s", -1.0), ("cold_start_s", float("nan"))]
+)
+def test_times_that_cannot_be_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        ClusterTimes(**{field: value})
+
+
+def test_a_long_trace_takes_the_kernel_and_a_short_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    class Noted(CompiledFloor):
+        def play(self, until_ps: int) -> None:
+            taken.append(until_ps)
+            super().play(until_ps)
+
+    monkeypatch.setattr(compiled_floor, "CompiledFloor", Noted)
+    trace = Trace.of(synthetic_conversation(2, seed=3))
+    short = SimulatedCluster(PROFILE, None, SinglePool(2)).run(trace)
+    assert not taken
+    monkeypatch.setattr(serving_cluster, "COMPILED_FROM", len(trace))
+    assert SimulatedCluster(PROFILE, None, SinglePool(2)).run(trace) == short
+    assert taken
+    taken.clear()
+    with_failures = SimulatedCluster(PROFILE, None, SinglePool(2), failures=[NodeFailure(1e6, 0)])
+    assert with_failures.run(trace) == short
+    assert not taken
+
+
 def test_policies_are_billed_for_their_own_time() -> None:
     ticks = count()
     cluster = SimulatedCluster(PROFILE, None, SinglePool(2), policy_clock_s=lambda: float(next(ticks)))
@@ -201,7 +232,8 @@ def test_a_run_leaves_no_cycle_behind(engine: EngineFactory | Literal["compiled"
     try:
         outcome = SimulatedCluster(PROFILE, None, SinglePool(2), engine=engine).run(trace)
         gaps = weakref.ref(outcome.gaps)
-        assert outcome.done.all()
+        assert min(outcome.columns.finished_ps) > 0
+        outcome.columns.started_ps.append(0)  # a BufferError where somebody still holds the memory
         del outcome
         assert gaps() is None
     finally:
