@@ -21,6 +21,7 @@ from actors.gpu.simulated import SimulatedNode, simulated_uuid
 from actors.gpu_agent import GpuAgent
 from actors.load_forecaster import LoadForecaster
 from actors.messages import Decision, Forecast, GpuReading, PoolStatus
+from actors.planner_actor import PerseusPlannerActor
 from actors.pool_manager import PoolManager
 from actors.training_messages import TrainingSite
 from control_plane.actions import SetGpuBudget
@@ -55,8 +56,8 @@ def gpu_agent_name(node_id: str) -> str:
 class Deployment:
     """What the control actors need to know of the world they run in.
 
-    ``set_count`` names a function, "module:function", (deployment, pool, tp, replicas) → None. Its module loads Ray
-    Serve, 90 MB that only the pool managers need, so it is imported where it is called.
+    ``set_count`` names a function, "module:function", (deployment, pool, tp, replicas) → None; its module belongs to
+    a layer above and is imported where it is called.
     """
 
     settings: Settings
@@ -196,10 +197,7 @@ def first_budgets(settings: Settings, profile: MachineProfile, first_load: Load)
 
 
 def start_planner(deployment: Deployment, site: TrainingSite) -> ActorHandle:
-    """The planner of training jobs, on this node while it lives: its jobs are written there. Its module loads the
-    solvers, which no other process of the control plane needs."""
-    from actors.planner_actor import PerseusPlannerActor
-
+    """The planner of training jobs, on this node while it lives: its jobs are written there."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     folder = planner_folder(deployment.run_dir)
     return _start(PerseusPlannerActor, PERSEUS_PLANNER, folder, site, scheduling_strategy=here)

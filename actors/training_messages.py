@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from control_plane.training.job_spec import PipelineId
 from control_plane.training.profile import Choice, ComputationKey
+
+OWN_PIPELINE = PipelineId("pipeline-0")
+"""The data-parallel pipeline that schedules are for where none is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class JobRegistration:
     stages: int
     microbatches: int
     blocking_power_w: float
+    switch_time_s: float = 0.0
+    """What one clock change takes; no clock is held for less."""
 
 
 class ClockStep(NamedTuple):
@@ -49,6 +55,8 @@ class ClockSchedule:
     """
 
     job: str
+    plan_id: str
+    """The same for the same clocks and deadline."""
     degree: float
     """The slowest pipeline takes this many times the healthy iteration time; 1 where none lags."""
     deadline_s: float
@@ -63,6 +71,8 @@ class ClockSchedule:
     all_max_energy_j: float
     blocking_power_w: float
     """Of all stages together."""
+    stage_ratios: tuple[float, ...] = ()
+    """The slow stages it was chosen for: how many times its profiled time each takes; none: a healthy pipeline."""
 
     def all_max_energy_until_j(self, deadline_s: float) -> float:
         """What the same iteration takes with every clock at its highest, waiting until the deadline."""

@@ -9,5 +9,6 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """Compile for flat numpy arrays; division follows numpy (no Python zero check on the hot path)."""
-    return cast(Function, njit(cache=True, error_model="numpy")(function))
+    """Compile for flat numpy arrays; division follows numpy (no Python zero check on the hot path). Other threads run
+    meanwhile."""
+    return cast(Function, njit(cache=True, error_model="numpy", nogil=True)(function))

@@ -3,13 +3,13 @@
 Read once at the edge; each policy is handed its own part.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from control_plane.domain import InputClass, PoolName, Slo
+from control_plane.field_errors import explain
 
 
 class SettingsError(ValueError):
@@ -182,26 +182,5 @@ def parse_settings(values: Mapping[str, Any], source: str = "settings") -> Setti
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(source, dict(item)) for item in error.errors())) from None
-
-
-def _explain(source: str, item: dict[str, Any]) -> str:
-    path = ".".join(str(part) for part in item["loc"])
-    if item["type"] != "extra_forbidden":
-        return f"{source}: {path or 'settings'}: {item['msg']} (got {item['input']!r})"
-    known = _known_keys(item["loc"][:-1])
-    close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"{source}: unknown setting {path!r}; {hint}"
-
-
-def _known_keys(path: tuple[Any, ...]) -> list[str]:
-    part: type[BaseModel] = Settings
-    for name in path:
-        if isinstance(name, int):
-            part = PoolSettings
-            continue
-        annotation = part.model_fields[name].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            part = annotation
-    return sorted(part.model_fields)
+        told = [explain(Settings, source, dict(item), "setting") for item in error.errors()]
+        raise SettingsError("\n".join(told)) from None

@@ -1,9 +1,4 @@
-"""Builds and scales the Ray Serve applications."""
-
-import json
-import logging
-import urllib.error
-import urllib.request
+"""Builds the Ray Serve applications. ``scaling`` changes how many replicas they have."""
 
 from ray import serve
 from ray.serve.config import RequestRouterConfig
@@ -14,8 +9,6 @@ from serve_apps.naming import REPLICA_DEPLOYMENT, ROUTER_APP, pool_app
 from serve_apps.replica import ModelReplica
 from serve_apps.request_router import ChosenReplicaRouter
 from serve_apps.router import Router
-
-log = logging.getLogger(__name__)
 
 MAX_ONGOING_REQUESTS = 1000
 """Per replica; Serve's default of 5 would strangle continuous batching."""
@@ -38,34 +31,19 @@ def start_router(deployment: Deployment) -> None:
     serve.run(router.bind(deployment), name=ROUTER_APP, route_prefix="/")
 
 
-def set_replicas(deployment: Deployment, pool: PoolName, tp: int, replicas: int) -> None:
-    """So many replicas of this tensor parallelism in this pool; the application is deployed at first need. Asking
-    again for the same changes nothing. Draining is Serve's: a replica ends when its last stream has."""
-    app = pool_app(pool, tp)
-    if app in serve.status().applications:
-        _scale(deployment.dashboard_url, app, replicas)
-    elif replicas > 0:
-        model = serve.deployment(
-            ModelReplica,
-            name=REPLICA_DEPLOYMENT,
-            num_replicas=replicas,
-            max_ongoing_requests=MAX_ONGOING_REQUESTS,
-            graceful_shutdown_timeout_s=DRAIN_S,
-            graceful_shutdown_wait_loop_s=0.5,
-            health_check_period_s=2.0,
-            ray_actor_options={"num_cpus": 0, "num_gpus": tp},
-            request_router_config=RequestRouterConfig(request_router_class=ChosenReplicaRouter),
-        )
-        bound = model.bind(deployment, pool, tp)
-        serve.run(bound, name=app, route_prefix=None, external_scaler_enabled=True, blocking=False)
-
-
-def _scale(dashboard_url: str, app: str, replicas: int) -> None:
-    url = f"{dashboard_url}/api/v1/applications/{app}/deployments/{REPLICA_DEPLOYMENT}/scale"
-    body = json.dumps({"target_num_replicas": replicas}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            answer.read()
-    except urllib.error.HTTPError as error:
-        raise RuntimeError(f"Serve refused {replicas} replicas of {app}: {error.read().decode()[:300]}") from None
+def deploy_pool(deployment: Deployment, pool: PoolName, tp: int, replicas: int) -> None:
+    """Deploy the application of one pool and tensor parallelism with so many replicas, and do not wait for them.
+    Draining is Serve's: a replica ends when its last stream has."""
+    model = serve.deployment(
+        ModelReplica,
+        name=REPLICA_DEPLOYMENT,
+        num_replicas=replicas,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        graceful_shutdown_timeout_s=DRAIN_S,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=2.0,
+        ray_actor_options={"num_cpus": 0, "num_gpus": tp},
+        request_router_config=RequestRouterConfig(request_router_class=ChosenReplicaRouter),
+    )
+    bound = model.bind(deployment, pool, tp)
+    serve.run(bound, name=pool_app(pool, tp), route_prefix=None, external_scaler_enabled=True, blocking=False)

@@ -25,6 +25,8 @@ class Span:
     energy_j: float
     freq_mhz: int
     """The clock it ended with."""
+    settled: bool
+    """It had that clock from the beginning."""
 
 
 class ChargedGpu:
@@ -54,7 +56,8 @@ class ChargedGpu:
         end_ns = finish_ns(self.spec, began, work)
         self.sleep_until(end_ns)
         ended = self._node.work(self._index, IDLE, end_ns)
-        return Span(began.at_ns, end_ns, ended.energy_j - began.energy_j, ended.freq_mhz)
+        settled = began.freq_mhz == began.target_mhz
+        return Span(began.at_ns, end_ns, ended.energy_j - began.energy_j, ended.freq_mhz, settled)
 
     def counter_j(self, at_ns: int) -> float:
         """The energy counter at a moment when the GPU waits."""

@@ -29,6 +29,8 @@ class StageSpan:
     end_ns: int
     freq_mhz: int
     energy_j: float
+    settled: bool
+    """At this clock from the beginning."""
 
 
 class Timeline:
@@ -38,31 +40,30 @@ class Timeline:
         self._job, self._stage, self._gpu, self._hook, self._group = job, stage, gpu, hook, group
         self._last_stage = job.schedule.stages - 1
         self._sent: list[tuple[Any, torch.Tensor]] = []
-        self._start_ns = 0
+        self._start_ns, self._iteration = 0, 0
         self.free_ns = 0
         self.spans: list[StageSpan] = []
 
-    def start(self, at_ns: int) -> None:
+    def start(self, iteration: int, at_ns: int) -> None:
         """A new iteration."""
         for sending, _ in self._sent:
             sending.wait()
         self._sent.clear()
         self.spans = []
-        self._start_ns = self.free_ns = at_ns
+        self._iteration, self._start_ns, self.free_ns = iteration, at_ns, at_ns
 
     def run(self, instruction: str, microbatch: int) -> None:
         """Charge one computation, once what it waits for is known to have ended."""
         from_stage, to_stage = (-1, 1) if instruction == FORWARD else (1, -1)
         at_ns = max(self.free_ns, self._ended(self._stage + from_stage, instruction, microbatch))
         self._hook.begins(instruction, microbatch, at_ns)
-        span = self._gpu.compute(self._job.work(self._stage, instruction), at_ns)
+        span = self._gpu.compute(self._job.work_at(self._iteration, self._stage, instruction), at_ns)
         self._hook.ended(instruction, microbatch, span.end_ns)
         self.free_ns = span.end_ns
         self._tell(self._stage + to_stage, instruction, microbatch, span.end_ns)
         begin_ns, end_ns = span.begin_ns - self._start_ns, span.end_ns - self._start_ns
-        self.spans.append(
-            StageSpan(self._stage, instruction, microbatch, begin_ns, end_ns, span.freq_mhz, span.energy_j)
-        )
+        place = (self._stage, instruction, microbatch)
+        self.spans.append(StageSpan(*place, begin_ns, end_ns, span.freq_mhz, span.energy_j, span.settled))
 
     def _ended(self, stage: int, instruction: str, microbatch: int) -> int:
         if not 0 <= stage <= self._last_stage:

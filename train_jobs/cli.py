@@ -51,7 +51,7 @@ def _show(report: dict[str, Any]) -> None:
     )
     for phase in report["phases"]:
         print(
-            f"  {phase['name']} the straggler: {phase['iteration_time_s']:.3f} s, {phase['iteration_energy_j']:.0f} J "
+            f"  {phase['name']} the slowdown: {phase['iteration_time_s']:.3f} s, {phase['iteration_energy_j']:.0f} J "
             f"an iteration; at full clock {phase['all_max_time_s']:.3f} s, {phase['all_max_energy_j']:.0f} J"
         )
 

@@ -1,12 +1,12 @@
 """A training job as a file: what it trains, in how many stages, what a layer takes, and which straggler is injected."""
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from control_plane.field_errors import explain
 from control_plane.hardware.gpu_model import H100_SXM, Activity
 from control_plane.hardware.stage_model import StageWork
 
@@ -107,7 +107,24 @@ class StragglerSettings(_Part):
         return self
 
     def degree_at(self, iteration: int) -> float:
+        """1 outside these iterations."""
         return self.degree if self.from_iteration <= iteration < self.to_iteration else 1.0
+
+
+class SlowGpuSettings(_Part):
+    """A GPU of the job's own is slow for a while, at the same power, and nobody says so."""
+
+    stage: int = Field(ge=0)
+    from_iteration: int = Field(ge=0)
+    to_iteration: int = Field(ge=1)
+    ratio: float = Field(1.3, gt=1, le=10)
+    """Its computations take this many times as long."""
+
+    @model_validator(mode="after")
+    def _lasts(self) -> "SlowGpuSettings":
+        if self.to_iteration <= self.from_iteration:
+            raise ValueError(f"to_iteration {self.to_iteration} is not after from_iteration {self.from_iteration}")
+        return self
 
 
 class Job(_Part):
@@ -124,6 +141,9 @@ class Job(_Part):
     layer: LayerCost = LayerCost()
     sweep: SweepSettings = SweepSettings()
     straggler: StragglerSettings | None = StragglerSettings(from_iteration=12, to_iteration=22)
+    slow_gpu: SlowGpuSettings | None = None
+    switch_time_s: float = Field(H100_SXM.settle_ns * 1e-9, ge=0, le=10)
+    """No clock is held for less than this; by default what the GPU needs to settle at a new one."""
     checkpoint_every: int = Field(5, ge=1)
     max_failures: int = Field(3, ge=0)
     managed: bool = True
@@ -135,23 +155,40 @@ class Job(_Part):
     def _stages_agree(self) -> "Job":
         if len(self.stages) != self.schedule.stages:
             raise ValueError(f"stages lists {len(self.stages)} stages, schedule.stages says {self.schedule.stages}")
-        if self.straggler is not None and self.straggler.from_iteration < self.warmup_iterations:
-            raise ValueError(
-                f"straggler.from_iteration {self.straggler.from_iteration} is in the {self.warmup_iterations} "
-                "warmup_iterations, which measure a healthy iteration"
-            )
-        if self.straggler is not None and self.straggler.to_iteration > self.iterations:
-            raise ValueError(
-                f"straggler.to_iteration {self.straggler.to_iteration} is past the last of {self.iterations} iterations"
-            )
+        for name, trouble in (("straggler", self.straggler), ("slow_gpu", self.slow_gpu)):
+            if trouble is not None and trouble.from_iteration < self.warmup_iterations:
+                raise ValueError(
+                    f"{name}.from_iteration {trouble.from_iteration} is in the {self.warmup_iterations} "
+                    "warmup_iterations, which measure a healthy iteration"
+                )
+            if trouble is not None and trouble.to_iteration > self.iterations:
+                raise ValueError(
+                    f"{name}.to_iteration {trouble.to_iteration} is past the last of {self.iterations} iterations"
+                )
+        if self.slow_gpu is not None and self.slow_gpu.stage >= self.schedule.stages:
+            last = self.schedule.stages - 1
+            raise ValueError(f"slow_gpu.stage {self.slow_gpu.stage} is not there, the last of the stages is {last}")
         return self
 
     def degree_at(self, iteration: int) -> float:
         """How many times a healthy iteration the slowest other pipeline takes."""
         return 1.0 if self.straggler is None else self.straggler.degree_at(iteration)
 
+    def slow_ratio_at(self, iteration: int) -> float:
+        """How many times as long the slow GPU of this pipeline takes; 1 where none is slow."""
+        slow = self.slow_gpu
+        return slow.ratio if slow is not None and slow.from_iteration <= iteration < slow.to_iteration else 1.0
+
+    def work_at(self, iteration: int, stage: int, instruction: str) -> StageWork:
+        """What a computation of a stage is charged in this iteration."""
+        work = self.work(stage, instruction)
+        if self.slow_gpu is None or self.slow_gpu.stage != stage:
+            return work
+        ratio = self.slow_ratio_at(iteration)
+        return StageWork(work.compute_s * ratio, work.memory_s * ratio, work.activity)
+
     def work(self, stage: int, instruction: str) -> StageWork:
-        """What a computation of a stage is charged."""
+        """What a computation of a stage is charged on a healthy GPU."""
         layer = self.layer
         time_s = self.stages[stage].layers * layer.forward_s
         if instruction == "backward":
@@ -180,7 +217,7 @@ def parse_job(values: dict[str, Any], source: str = "job") -> Job:
     try:
         return Job.model_validate(values)
     except ValidationError as error:
-        raise JobError("\n".join(_explain(source, dict(item)) for item in error.errors())) from None
+        raise JobError("\n".join(explain(Job, source, dict(item), "field") for item in error.errors())) from None
 
 
 def read_job(path: Path) -> Job:
@@ -194,28 +231,3 @@ def read_job(path: Path) -> Job:
     if not isinstance(values, dict):
         raise JobError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
     return parse_job(values, str(path))
-
-
-def _explain(source: str, item: dict[str, Any]) -> str:
-    path = ".".join(str(part) for part in item["loc"])
-    if item["type"] != "extra_forbidden":
-        message = item["msg"].removeprefix("Value error, ")
-        return f"{source}: {path + ': ' if path else ''}{message}" + (f" (got {item['input']!r})" if path else "")
-    known = _known_fields(item["loc"][:-1])
-    close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"{source}: unknown field {path!r}; {hint}"
-
-
-def _known_fields(path: tuple[Any, ...]) -> list[str]:
-    part: type[BaseModel] = Job
-    for name in path:
-        if isinstance(name, int):
-            part = StageSettings
-            continue
-        annotation = part.model_fields[name].annotation
-        if name == "straggler":
-            part = StragglerSettings
-        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            part = annotation
-    return sorted(part.model_fields)

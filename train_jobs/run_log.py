@@ -38,13 +38,15 @@ class IterationRecord(_Part):
     """How long that pipeline took; 0 where none lags."""
     planned_degree: float
     """The straggler that the clocks in force were chosen for; 0 at full clock, before or without a schedule."""
+    slow_ratio: float = 1.0
+    """A GPU of this pipeline took this many times as long, unannounced."""
     spans: tuple[SpanRecord, ...]
     """Of the first iteration after a change; none for those like it."""
 
     @property
-    def kind(self) -> tuple[float, float]:
+    def kind(self) -> tuple[float, float, float]:
         """Iterations of one kind run alike: same straggler, same schedule."""
-        return self.degree, self.planned_degree
+        return self.degree, self.planned_degree, self.slow_ratio
 
 
 class MeasuredChoice(_Part):
@@ -72,6 +74,8 @@ class ScheduleRecord(_Part):
     all_max_time_s: float
     all_max_energy_j: float
     blocking_power_w: float
+    stage_ratios: tuple[float, ...] = ()
+    """The slow stages that it was chosen for: how many times its profiled time each takes; none: healthy."""
 
 
 class RunLog(_Part):
@@ -93,3 +97,13 @@ class RunLog(_Part):
             choice = Choice(row.freq_mhz, row.time_s, row.energy_j)
             found.setdefault((row.stage, row.instruction), []).append(choice)
         return {key: tuple(measured) for key, measured in found.items()}
+
+
+def with_schedule(known: tuple[ScheduleRecord, ...], new: ScheduleRecord) -> tuple[ScheduleRecord, ...]:
+    """A better plan for the same straggler takes the place of the first one, from the same iteration on."""
+    place = {(record.degree, record.stage_ratios): number for number, record in enumerate(known)}
+    number = place.get((new.degree, new.stage_ratios))
+    if number is None:
+        return (*known, new)
+    better = new.model_copy(update={"first_iteration": known[number].first_iteration})
+    return (*known[:number], better, *known[number + 1 :])

@@ -6,7 +6,7 @@ One worker is one pipeline stage on one GPU. Rank 0 talks to the planner; the ot
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -23,6 +23,8 @@ from actors.gpu.simulated import SimulatedNode, simulated_index
 from actors.runtime import node_file
 from actors.training_messages import ClockSchedule, JobRegistration, TrainingSite
 from control_plane.hardware.gpu_model import H100_SXM
+from control_plane.training.job_spec import StageRatios
+from control_plane.training.straggler import MeasuredComputation, stage_ratios
 from train_jobs.charged_gpu import ChargedGpu
 from train_jobs.charged_pipeline import BACKWARD, FORWARD, ChargedStage, StageSpan, Timeline
 from train_jobs.frequency_hook import FrequencyHook
@@ -30,7 +32,15 @@ from train_jobs.job import Job
 from train_jobs.pipeline_model import batch, build_stage, loss_fn
 from train_jobs.planner_link import PlannerLink
 from train_jobs.profile_sweep import blocking_power_w, sweep
-from train_jobs.run_log import LOG_FILE, IterationRecord, MeasuredChoice, RunLog, ScheduleRecord, SpanRecord
+from train_jobs.run_log import (
+    LOG_FILE,
+    IterationRecord,
+    MeasuredChoice,
+    RunLog,
+    ScheduleRecord,
+    SpanRecord,
+    with_schedule,
+)
 from train_jobs.schedule_lease import ScheduleLease, release_at_agent, renew_at_agent
 
 log = logging.getLogger(__name__)
@@ -95,7 +105,9 @@ class _Rank:
         for iteration in range(len(self._records), self._job.iterations):
             if self._managed:
                 self._agree_on_schedule(link, iteration)
-            self._iterate(iteration)
+            spans = self._iterate(iteration)
+            if link is not None:
+                link.report(self._stage_ratios(spans), self._schedule)
             done = iteration + 1
             if done == self._job.iterations and self._job.compare_losses:
                 self._train_unmanaged()
@@ -135,6 +147,7 @@ class _Rank:
             schedule.stages,
             schedule.microbatches,
             self._log.blocking_power_w,
+            self._job.switch_time_s,
         )
         link = PlannerLink(self._job.name, registration)
         if not self._records:
@@ -160,18 +173,26 @@ class _Rank:
         self._schedule = schedule if self._rank == 0 else offered[0]
         assert self._schedule is not None
         self._hook.apply(self._schedule.ranks[self._rank], self._gpu.now_ns())
-        known = {record.degree for record in self._log.schedules}
-        if self._schedule.degree not in known:
-            record = _schedule_record(self._schedule, iteration)
-            self._log = self._log.model_copy(update={"schedules": (*self._log.schedules, record)})
+        record = _schedule_record(self._schedule, iteration)
+        self._log = self._log.model_copy(update={"schedules": with_schedule(self._log.schedules, record)})
+
+    def _stage_ratios(self, spans: Sequence[StageSpan]) -> StageRatios:
+        """Measured over profiled times; while a clock settles, a computation has none to compare with."""
+        measured = [
+            MeasuredComputation(span.stage, span.instruction, span.freq_mhz, (span.end_ns - span.begin_ns) * NS)
+            for span in spans
+            if span.settled
+        ]
+        return stage_ratios(self._log.choices(), self._job.schedule.stages, measured)
 
     # one iteration
 
-    def _iterate(self, iteration: int) -> None:
+    def _iterate(self, iteration: int) -> list[StageSpan]:
+        """Returns the whole pipeline's computations."""
         job, gpu = self._job, self._gpu
         start_ns = _latest(gpu.now_ns())
         before_j = gpu.counter_j(start_ns)
-        self._timeline.start(start_ns)
+        self._timeline.start(iteration, start_ns)
         loss = self._step(self._trained, iteration)
         own_end_ns = _latest(self._timeline.free_ns)
         degree = job.degree_at(iteration)
@@ -189,6 +210,7 @@ class _Rank:
             degree=degree,
             straggler_time_s=straggler_s,
             planned_degree=0.0 if self._schedule is None else self._schedule.degree,
+            slow_ratio=job.slow_ratio_at(iteration),
             spans=(),
         )
         if not self._records or self._records[-1].kind != record.kind:
@@ -197,6 +219,7 @@ class _Rank:
         self._records.append(record)
         if self._rank == 0:
             self._publish(record)
+        return [span for _, spans, _ in gathered for span in spans]
 
     def _step(self, trained: _Trained, iteration: int) -> float:
         """Forward, backward and update on one batch; the loss is known on the last stage."""
@@ -312,4 +335,5 @@ def _schedule_record(schedule: ClockSchedule, iteration: int) -> ScheduleRecord:
         all_max_time_s=schedule.all_max_time_s,
         all_max_energy_j=schedule.all_max_energy_j,
         blocking_power_w=schedule.blocking_power_w,
+        stage_ratios=schedule.stage_ratios,
     )

@@ -15,7 +15,7 @@ BEFORE, DURING, AFTER = "before", "during", "after"
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Iterations before, during or after the straggler, under a schedule, against all-max clocks."""
+    """Iterations before, during or after the straggler or slow GPU, under a schedule, against all-max clocks."""
 
     name: str
     iterations: int
@@ -104,10 +104,12 @@ def account(job: Job, log: RunLog, frontier: JobFrontier | None) -> TrainingResu
 
 
 def all_max_of(record: IterationRecord, schedules: Sequence[ScheduleRecord]) -> tuple[float, float]:
-    """Time and energy of this iteration with every clock at its highest, under the same straggler."""
-    if not schedules:
+    """Time and energy of this iteration with every clock at its highest, under the same straggler, on the same GPUs.
+    Without a schedule for GPUs as slow as they were, the iteration is its own baseline."""
+    alike = [schedule for schedule in schedules if bool(schedule.stage_ratios) == (record.slow_ratio > 1)]
+    if not alike:
         return record.time_s, record.energy_j
-    known = schedules[0]
+    known = alike[0]
     time_s = max(known.all_max_time_s, record.straggler_time_s)
     return time_s, known.all_max_energy_j + known.blocking_power_w * (time_s - known.all_max_time_s)
 
@@ -135,6 +137,7 @@ def phase_of(job: Job, record: IterationRecord) -> str:
     """Iterations at full clock, before the first schedule came, are of no phase ("")."""
     if record.planned_degree == 0:
         return ""
-    if job.straggler is None or record.iteration < job.straggler.from_iteration:
+    troubles = [trouble for trouble in (job.straggler, job.slow_gpu) if trouble is not None]
+    if all(record.iteration < trouble.from_iteration for trouble in troubles):
         return BEFORE
-    return DURING if record.iteration < job.straggler.to_iteration else AFTER
+    return DURING if any(record.iteration < trouble.to_iteration for trouble in troubles) else AFTER

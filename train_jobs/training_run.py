@@ -6,10 +6,11 @@ from pathlib import Path
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from actors.runtime import PERSEUS_PLANNER, actor, gpu_agent_name
 from actors.training_messages import JobFrontier, TrainingSite
+from train_jobs.gloo import GlooConfig
 from train_jobs.job import Job, JobError, NoPlannerError
 from train_jobs.run_log import LOG_FILE, RunLog
 from train_jobs.training_result import TrainingResult, account
@@ -44,10 +45,10 @@ def run_training(job: Job) -> TrainingResult:
     uuids = _free_gpus(job, site)
     config = {"job": job.model_dump(mode="json"), "site": site, "gpu_uuids": uuids}
     storage = Path(tempfile.gettempdir()) / site.run_dir / "train"
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         work,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="gloo"),
+        backend_config=GlooConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.schedule.stages,
             resources_per_worker={"CPU": WORKER_CPUS},

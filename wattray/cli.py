@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -154,8 +152,8 @@ def demo(
     seconds: Annotated[float, typer.Option(help="How much of the trace to replay.", min=10.0, max=3600.0)] = 110.0,
     seed: Annotated[int, typer.Option(help="Seed of the generated trace.")] = 1,
     training: Annotated[
-        bool, typer.Option("--training", help="A pipeline-parallel training job beside serving.")
-    ] = False,
+        bool, typer.Option(help="A pipeline-parallel training job beside serving, on two GPUs of the same node.")
+    ] = True,
     out: Annotated[Path, typer.Option(help="Folder of report.html and report.json.")] = Path("demo-report"),
     port: PortOption = None,
     ray_port: RayPortOption = 6379,
@@ -200,23 +198,15 @@ def _register() -> None:
 _register()
 
 
-@contextmanager
-def _quietly(path: Path) -> Iterator[Any]:
-    try:
-        with path.open() as file:
-            yield file
-    except OSError as error:
-        raise WattrayError(f"--config {path}: {error.strerror}") from None
-
-
 def _read_yaml(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    with _quietly(path) as file:
-        try:
-            values = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise WattrayError(f"--config {path}: {error}") from None
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise WattrayError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise WattrayError(f"--config {path}: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -83,8 +83,9 @@ def frontier_command(
 
 def _solve(progress: Progress, *, profile_text: str, schedule: str, straggler: float | None, **options: Any) -> Any:
     from control_plane.training.frontier import walk_frontier
+    from control_plane.training.job_spec import JobSpec
     from control_plane.training.pipeline import build_dag, gpipe
-    from control_plane.training.planner import JobSpec, solve
+    from control_plane.training.planner import solve
     from control_plane.training.profile import ProfileError, profile_of, read_profile
 
     stages, microbatches = options["stages"], options["microbatches"]

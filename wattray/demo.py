@@ -32,11 +32,11 @@ DEMO_SETTINGS: dict[str, Any] = {
     "sharding": {"scale_down_hold_s": 20.0, "startup_s": 5.0, "headroom_ratio": 0.2},
     "forecast": {"bin_s": 5.0, "window_bins": 4, "quantile_z": 1.0, "peak_hold_s": 0.0},
     "frequency": {"headroom_ratio": 0.25, "urgent_wait_ratio": 0.3},
-    "serve": {"overhead_s": 0.08},
+    "serve": {"overhead_s": 0.08, "stream_interval_s": 0.5},
 }
 """A day's decisions in two minutes: the cadences are shortened with it, and the allowance for noise is smaller because
-windows of seconds are noisy themselves. Two cores that also run Ray, the client and the GPUs add up to 80 ms to a first
-token where a server adds 30."""
+windows of seconds are noisy themselves. Two cores that also run Ray, the client, a training job and the GPUs add up to
+80 ms to a first token where a server adds 30, and a stream's tokens travel every half second: each step costs 3 ms."""
 
 EXPECTED_OUTPUT_TOKENS = 200
 LOOK_EVERY_S = 2.0

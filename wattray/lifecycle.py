@@ -71,12 +71,12 @@ def up(
         router_url = f"http://{settings.serve.host}:{settings.serve.port}"
         running = Running(found, dashboard_url, metrics_port, run_dir, router_url, head_pid)
         ray_head.save(running)
-        deployment = Deployment(settings, run_dir, dashboard_url, "serve_apps.app:set_replicas")
-        say("starting the control actors")
-        runtime.start_control_plane(deployment, first_load)
+        deployment = Deployment(settings, run_dir, dashboard_url, "serve_apps.scaling:set_replicas")
         say("starting the router")
         app.start_router(deployment)
         _check_router(router_url)
+        say("starting the control actors")
+        runtime.start_control_plane(deployment, first_load)
         say("starting the first replicas")
         _wait_for_replicas(settings)
         return running

@@ -91,6 +91,10 @@ def start(gpus: int, ports: Ports, log_path: Path) -> subprocess.Popen[bytes]:
     environment.setdefault("RAY_worker_niceness", "0")
     # Two dozen processes: glibc's arenas of each would hold memory that none of them uses.
     environment.setdefault("MALLOC_ARENA_MAX", "2")
+    # An idle worker, kept for a next task that seldom comes, is another 60 MiB.
+    environment.setdefault("RAY_num_workers_soft_limit", "0")
+    # Our actors sleep and take no CPU of Ray's count; on a small host their number alone would be warned of.
+    environment.setdefault("RAY_worker_maximum_startup_concurrency", "4")
     command = [
         sys.executable,
         "-m",
@@ -146,14 +150,16 @@ def _listens(port: int) -> bool:
 
 
 def end(head_pid: int, patience_s: float = 10.0) -> None:
-    """End a head that wattray started and everything it started: asked first, then made to."""
+    """End a head that wattray started and everything it started: asked first, then made to. What is left once the head
+    has ended its raylet and gone, parts of the dashboard, has nothing to save."""
     try:
         head = psutil.Process(head_pid)
         family = [head, *head.children(recursive=True)]
     except psutil.NoSuchProcess:
         return
     head.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs(family, timeout=patience_s)
+    psutil.wait_procs([head], timeout=patience_s)
+    _, left = psutil.wait_procs(family, timeout=0.5)
     for process in left:
         try:
             process.kill()

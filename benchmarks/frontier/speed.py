@@ -1,6 +1,6 @@
 """Whole frontiers, paired: this planner and lowtime 0.3.0 on the same DAGs, same machine, same run, CPU seconds.
 
-python -m benchmarks.frontier.speed --lowtime-python /path/to/venv/bin/python
+python -m benchmarks.frontier.speed --lowtime-python /path/to/venv/bin/python [--pairs 4x8,16x128]
 """
 
 import json
@@ -20,13 +20,24 @@ from control_plane.training.planner import run_choices
 from control_plane.training.rounding import prepare, rounding_problem
 
 WALKS = ((8, 12), (8, 96), (8, 128), (16, 128), (16, 256), (32, 256))
+PAIRS = "4x8,8x12,8x96,16x128"
 SCHEDULES = (("gpipe", 16, 128, 1), ("interleaved-1f1b", 16, 64, 2), ("zero-bubble", 16, 128, 1))
 
 
 def main(
     lowtime_python: Annotated[Path | None, typer.Option(help="Interpreter of a venv with lowtime 0.3.0.")] = None,
-    limit_s: Annotated[float, typer.Option(help="CPU seconds lowtime gets per DAG; the rest is extrapolated.")] = 60.0,
+    limit_s: Annotated[float, typer.Option(help="CPU seconds lowtime gets per DAG; the rest is extrapolated.")] = 100.0,
+    pairs: Annotated[str, typer.Option(help="Stages x micro-batches to compare at.")] = PAIRS,
+    walks: Annotated[bool, typer.Option(help="Time this planner on every schedule first.")] = True,
 ) -> None:
+    if walks:
+        _walks()
+    if lowtime_python is not None:
+        walk_frontier(GPT3_A100.dag(8, 2))
+        _pair(lowtime_python, limit_s, [tuple(map(int, size.split("x"))) for size in pairs.split(",")])
+
+
+def _walks() -> None:
     first = "import time;t=time.process_time();from benchmarks.frontier.measured import GPT3_A100;"
     first += "from control_plane.training.frontier import walk_frontier;i=time.process_time()-t;"
     first += "d=GPT3_A100.dag(8,12);t=time.process_time();walk_frontier(d);print(i,time.process_time()-t)"
@@ -51,21 +62,23 @@ def main(
             f"| {min(times_s):.3f} | {peak_mib:.0f} |",
             flush=True,
         )
-    if lowtime_python is not None:
-        _pair(lowtime_python, limit_s)
 
 
-def _pair(lowtime_python: Path, limit_s: float) -> None:
+def _pair(lowtime_python: Path, limit_s: float, sizes: list[tuple[int, ...]]) -> None:
     print("\n| 1F1B | ours, CPU s | lowtime, CPU s | ratio | gap to bound ours mean/max % | lowtime mean/max % |")
     print("|---|---|---|---|---|---|")
-    for stages, microbatches in ((4, 8), (8, 12), (8, 96), (16, 128)):
+    for stages, microbatches in sizes:
         dag = GPT3_A100.dag(stages, microbatches)
-        started_s = time.process_time()
-        frontier = walk_frontier(dag)
-        ours_s = time.process_time() - started_s
+        times_s = []
+        for _ in range(3):
+            started_s = time.process_time()
+            frontier = walk_frontier(dag)
+            times_s.append(time.process_time() - started_s)
+        ours_s = min(times_s)
         peer = _lowtime(lowtime_python, dag, limit_s)
         whole = peer["steps"] >= peer["steps_needed"]
-        peer_s = peer["cpu_s"] * max(1.0, peer["steps_needed"] / peer["steps"])
+        peer_cpu_s, peer_steps = peer["cpu_s"], f"{peer['steps']:,} of {peer['steps_needed']:,}"
+        peer_s = peer_cpu_s * max(1.0, peer["steps_needed"] / peer["steps"])
         library = prepare(rounding_problem(dag), frontier)
         ours, theirs, overrun = [], [], 0.0
         for tenth_s, knobs in peer["plans"]:
@@ -84,7 +97,8 @@ def _pair(lowtime_python: Path, limit_s: float) -> None:
         ]
         print(
             f"| {stages}x{microbatches} | {ours_s:.3f} | {'' if whole else '>= '}{peer_s:,.1f}"
-            f"{'' if whole else ' (extrapolated)'} | {peer_s / ours_s:,.0f} | {quality[0]} | {quality[1]}"
+            f"{'' if whole else f' (extrapolated: {peer_steps} steps in {peer_cpu_s:.0f} s)'} "
+            f"| {peer_s / ours_s:,.0f} | {quality[0]} | {quality[1]}"
             f"{f' (overruns its claim by {overrun:.2%})' if overrun > 0 else ''} |",
             flush=True,
         )

@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 
 from control_plane.training.computation import Computation
-from control_plane.training.dag import Dag, FloatArray, finish_times, predecessors, successors
+from control_plane.training.dag import Dag, finish_times
 from control_plane.training.frontier import walk_frontier
 from control_plane.training.profile import Choice
 from control_plane.training.rounding import prepare, rounding_problem
-from control_plane.training.timing import earliest_finish, latest_finish
+from control_plane.training.rounding_kernel import repair
 
 
 class ClockPolicy(Protocol):
@@ -99,39 +99,33 @@ class ZeusPerStage:
 
 @dataclass(frozen=True, slots=True)
 class EnvPipe:
-    """Slow what is off the critical envelope, stage by stage, while the iteration stays as fast (EnvPipe,
-    ATC'23).
+    """Stretch pipeline units into the bubbles while the iteration stays as fast (EnvPipe, ATC'23).
 
-    The envelope keeps the highest clock; the last stage is taken for the heaviest, as EnvPipe does.
+    The last stage is taken for the heaviest, as EnvPipe does, and keeps its full speed. Every other unit begins at its
+    thriftiest clock; on whatever path is then too long units are sped up, the cheapest second first.
     """
 
     name: str = "envpipe"
 
     def choices(self, dag: Dag, deadline_s: float) -> tuple[Choice, ...]:
-        chosen = [dag.computation(op).all_max for op in range(len(dag))]
-        time_s = np.array([choice.time_s for choice in chosen])
-        limit_s = max(deadline_s, float(finish_times(dag, time_s).max()))
-        on_envelope = _float_s(dag, time_s) <= 1e-9 * limit_s
+        problem = rounding_problem(dag)
+        all_max_s = np.array([dag.computation(op).all_max.time_s for op in range(len(dag))])
+        limit_s = max(deadline_s, float(finish_times(dag, all_max_s).max()))
         last = max(task.stage for task in dag.tasks)
-        for stage in reversed(range(last)):
-            instructions = sorted({task.instruction for task in dag.tasks if task.stage == stage})
-            for instruction in instructions:
-                ops = [
-                    op
-                    for op, task in enumerate(dag.tasks)
-                    if task.stage == stage and task.instruction == instruction and not on_envelope[op]
-                ]
-                if not ops:
-                    continue
-                for choice in reversed(dag.computation(ops[0]).choices):
-                    slower_s = time_s.copy()
-                    slower_s[ops] = choice.time_s
-                    if finish_times(dag, slower_s).max() <= limit_s:
-                        time_s = slower_s
-                        for op in ops:
-                            chosen[op] = choice
-                        break
-        return tuple(chosen)
+        thriftiest = (np.diff(problem.choice_first) - 1)[dag.kind]
+        chosen = np.where([task.stage == last for task in dag.tasks], 0, thriftiest)
+        repair(
+            problem.before_first,
+            problem.before,
+            dag.order,
+            dag.kind,
+            problem.choice_first,
+            problem.choice_time_s,
+            problem.choice_effective_j,
+            limit_s,
+            chosen,
+        )
+        return tuple(dag.computation(op).choices[int(index)] for op, index in enumerate(chosen))
 
 
 BASELINES: tuple[ClockPolicy, ...] = (AllMaxClocks(), ZeusGlobal(), ZeusPerStage(), EnvPipe())
@@ -169,9 +163,3 @@ def _thriftiest_in_time(dag: Dag, plans: Iterable[tuple[Choice, ...]], deadline_
     if best is None:
         raise ValueError("no plan to choose from")
     return best[2]
-
-
-def _float_s(dag: Dag, time_s: FloatArray) -> FloatArray:
-    early_s = earliest_finish(*predecessors(dag), dag.order, time_s)
-    late_s = latest_finish(*successors(dag), dag.order, time_s, float(early_s.max()))
-    return late_s - early_s

@@ -65,7 +65,7 @@ class ServingFleet:
     def route(
         self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
     ) -> tuple[PoolName, ReplicaId] | None:
-        expected = self._lengths.predict(input_tokens, MAX_TOKENS).expected_tokens
+        expected = self._lengths.expected_tokens(input_tokens, MAX_TOKENS)
         self._forecaster.observe(Arrival(now_s, input_tokens, expected))
         if candidates is not self._grouped:
             self._grouped, self._by_pool = candidates, {}

@@ -24,52 +24,46 @@ class LengthPrediction:
     expected_tokens: float
 
 
-@dataclass(slots=True)
-class _Cell:
-    count: float
-    tokens: float
+_ORDER = tuple(OutputClass)
 
 
 class LengthTable:
-    """Learns output lengths per input class online."""
+    """Learns output lengths per input class online. Both calls are made for every request: lists by output class."""
 
     def __init__(self) -> None:
-        self._cells: dict[InputClass, dict[OutputClass, _Cell]] = {}
-        self._last: dict[InputClass, tuple[int, LengthPrediction]] = {}
-        """The last prediction and the ``max_tokens`` it was for, until something new is learnt."""
+        self._counts: dict[InputClass, list[float]] = {}
+        self._tokens: dict[InputClass, list[float]] = {}
         for name in InputClass:
-            shares = {out: PRIOR_SHARES[f"{name.value}{out.value}"] for out in OutputClass}
-            total = sum(shares.values())
-            counts = {out: PRIOR_WEIGHT * share / total for out, share in shares.items()}
-            self._cells[name] = {out: _Cell(count, count * PRIOR_TOKENS[out]) for out, count in counts.items()}
+            shares = [PRIOR_SHARES[f"{name.value}{out.value}"] for out in OutputClass]
+            total = sum(shares)
+            counts = self._counts[name] = [PRIOR_WEIGHT * share / total for share in shares]
+            self._tokens[name] = [count * PRIOR_TOKENS[out] for count, out in zip(counts, _ORDER, strict=True)]
 
     def predict(self, input_tokens: int, max_tokens: int) -> LengthPrediction:
         """Never more than ``max_tokens``: a generation stops there whatever its class."""
+        counts = self._counts[InputClass.of(input_tokens)]
+        likeliest = _ORDER[counts.index(max(counts))]
+        ceiling = OutputClass.of(max_tokens)
+        if _ORDER.index(ceiling) < _ORDER.index(likeliest):
+            likeliest = ceiling
+        return LengthPrediction(likeliest, self.expected_tokens(input_tokens, max_tokens))
+
+    def expected_tokens(self, input_tokens: int, max_tokens: int) -> float:
+        """The mean over all output classes, each of them cut at ``max_tokens``."""
         name = InputClass.of(input_tokens)
-        last = self._last.get(name)
-        if last is not None and last[0] == max_tokens:
-            return last[1]
-        total = expected = most = 0.0
-        likeliest = OutputClass.SHORT
-        for out, cell in self._cells[name].items():
-            total += cell.count
-            expected += cell.count * min(max_tokens, cell.tokens / cell.count)
-            if cell.count > most:
-                likeliest, most = out, cell.count
-        prediction = LengthPrediction(_shorter(likeliest, OutputClass.of(max_tokens)), expected / total)
-        self._last[name] = max_tokens, prediction
-        return prediction
+        short, medium, long = self._counts[name]
+        a, b, c = self._tokens[name]
+        a, b, c = a / short, b / medium, c / long
+        if a > max_tokens:
+            a = max_tokens
+        if b > max_tokens:
+            b = max_tokens
+        if c > max_tokens:
+            c = max_tokens
+        return (short * a + medium * b + long * c) / (short + medium + long)
 
     def learn(self, input_tokens: int, output_tokens: int) -> None:
         name = InputClass.of(input_tokens)
-        cell = self._cells[name][OutputClass.of(output_tokens)]
-        cell.count += 1
-        cell.tokens += output_tokens
-        self._last.pop(name, None)
-
-
-_ORDER = {out: place for place, out in enumerate(OutputClass)}
-
-
-def _shorter(one: OutputClass, other: OutputClass) -> OutputClass:
-    return one if _ORDER[one] <= _ORDER[other] else other
+        at = _ORDER.index(OutputClass.of(output_tokens))
+        self._counts[name][at] += 1
+        self._tokens[name][at] += output_tokens

@@ -612,7 +612,8 @@ def warm_up(profile: MachineProfile, trace: Trace, fleet: Fleet) -> None:
     """Load what a run of this trace will need, or compile it where that never happened: not a run's own time. The
     ``fleet`` is used up."""
     if len(trace) >= COMPILED_FROM:
-        SimulatedCluster(profile, None, fleet, engine="compiled").run(trace.first(1))
+        first = Trace(trace.arrival_ps[:1], trace.input_tokens[:1], trace.output_tokens[:1])
+        SimulatedCluster(profile, None, fleet, engine="compiled").run(first)
 
 
 def _cost_s(clock_s: Callable[[], float]) -> float:

@@ -71,10 +71,6 @@ class Trace:
             self.arrival_ps[part] - round(from_s * PS_PER_S), self.input_tokens[part], self.output_tokens[part]
         )
 
-    def first(self, count: int) -> Self:
-        """So many requests from the start, at their own times."""
-        return type(self)(self.arrival_ps[:count], self.input_tokens[:count], self.output_tokens[:count])
-
     def types(self, part: slice = slice(None)) -> NDArray[np.int8]:
         """Position of each request's type in ``REQUEST_TYPES``; of some rows only where ``part`` says which."""
         rows = _border(self.input_tokens[part], 256, 1024)

@@ -99,7 +99,7 @@ def heap_pop(keys: IntArray, halves: IndexArray, size: int) -> None:
 
 
 @compiled
-def flood(
+def spread(
     first: IntArray,
     head: IndexArray,
     length: IntArray,
@@ -109,15 +109,15 @@ def flood(
     stack: IndexArray,
     keys: IntArray,
     events: IndexArray,
-    source: int,
+    heap_size: int,
+    start: int,
+    moved: int,
     stamp: int,
     limit: int,
 ) -> int:
-    """Mark what tight arcs reach from the source; put the arcs that are not tight yet into the heap."""
-    heap_size = 0
-    mark[source] = stamp
-    stack[0] = source
-    level[source] = 0
+    """From a marked event, mark what arcs reach that are tight once all unmarked events have moved by `moved`; put the
+    arcs that are not tight yet into the heap. Returns the heap's size."""
+    stack[0] = start
     front = 0
     waiting = 1
     while front < waiting:
@@ -129,8 +129,9 @@ def flood(
             if mark[other] == stamp:
                 continue
             key = potential[other] - here - length[half]
-            if key == 0:
+            if key == moved:
                 mark[other] = stamp
+                potential[other] -= moved
                 level[other] = level[node] + 1
                 stack[waiting] = other
                 waiting += 1
@@ -173,27 +174,22 @@ def advance(
         mark[other] = stamp
         potential[other] -= key
         level[other] = level[head[mate[half]]] + 1
-        stack[0] = other
-        front = 0
-        waiting = 1
-        while front < waiting:
-            node = stack[front]
-            front += 1
-            here = potential[node]
-            for half in range(first[node], first[node + 1]):
-                other = head[half]
-                if mark[other] == stamp:
-                    continue
-                then = potential[other] - here - length[half]
-                if then == key:
-                    mark[other] = stamp
-                    potential[other] -= key
-                    level[other] = level[node] + 1
-                    stack[waiting] = other
-                    waiting += 1
-                elif then < limit:
-                    heap_push(keys, events, heap_size, then, half)
-                    heap_size += 1
+        heap_size = spread(
+            first,
+            head,
+            length,
+            potential,
+            mark,
+            level,
+            stack,
+            keys,
+            events,
+            heap_size,
+            other,
+            key,
+            stamp,
+            limit,
+        )
         if mark[sink] == stamp:
             moved = key
             break
@@ -272,7 +268,9 @@ def walk(
 
     while True:
         stamp += 1
-        heap_size = flood(
+        mark[source] = stamp
+        level[source] = 0
+        heap_size = spread(
             first,
             head,
             length,
@@ -282,7 +280,9 @@ def walk(
             stack,
             keys,
             events,
+            0,
             source,
+            0,
             stamp,
             shift_limit - shift,
         )

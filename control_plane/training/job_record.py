@@ -4,9 +4,9 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from control_plane.training.pipeline import Instruction, user_order
-from control_plane.training.planner import JobSpec
+from control_plane.training.job_spec import Circumstances, JobSpec, PipelineId, StageRatios
 from control_plane.training.profile import Choice, profile_of
+from control_plane.training.schedules import Instruction, user_order
 
 JOB_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """A job's name is also a file's."""
@@ -24,6 +24,13 @@ class MeasuredChoices(_Part):
     choices: tuple[tuple[int, float, float, int], ...]
 
 
+class Straggler(_Part):
+    """A pipeline that takes ``degree`` times the healthy iteration time from ``start_unix_s`` on."""
+
+    degree: float = Field(gt=1, allow_inf_nan=False)
+    start_unix_s: float = 0.0
+
+
 class JobRecord(_Part):
     """One job: its profile, its pipeline schedule, and who lags by how much."""
 
@@ -34,8 +41,11 @@ class JobRecord(_Part):
     """Per stage in execution order: (instruction, micro-batch, chunk)."""
     blocking_power_w: float = Field(ge=0)
     transfer_time_s: float = Field(0.0, ge=0)
-    stragglers: dict[str, float] = Field(default_factory=dict)
-    """Pipeline → how many times the healthy iteration time it takes."""
+    switch_time_s: float = Field(0.0, ge=0)
+    stragglers: dict[str, Straggler] = Field(default_factory=dict)
+    """Announced ones, by pipeline."""
+    slow_stages: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    """Detected ones: pipeline → per stage, how many times its profiled time a computation takes."""
 
     @classmethod
     def of(cls, name: str, spec: JobSpec) -> Self:
@@ -55,24 +65,44 @@ class JobRecord(_Part):
             order=order,
             blocking_power_w=spec.blocking_power_w,
             transfer_time_s=spec.transfer_time_s,
+            switch_time_s=spec.switch_time_s,
         )
 
     def spec(self) -> JobSpec:
         """Raises ValueError where profile or order cannot be trusted."""
         profile = profile_of({(m.stage, m.instruction): [Choice(*c) for c in m.choices] for m in self.profile})
         schedule = user_order([[Instruction(*step) for step in program] for program in self.order], self.schedule_name)
-        return JobSpec(profile, schedule, self.blocking_power_w, self.transfer_time_s)
+        return JobSpec(profile, schedule, self.blocking_power_w, self.transfer_time_s, self.switch_time_s)
+
+    def is_same_job(self, other: "JobRecord") -> bool:
+        """The same but for who lags."""
+        return self.model_copy(update={"stragglers": other.stragglers, "slow_stages": other.slow_stages}) == other
 
     @property
-    def degree(self) -> float:
-        """The slowest pipeline sets the pace; 1 where none lags."""
-        return max(self.stragglers.values(), default=1.0)
+    def stages(self) -> int:
+        return len(self.order)
 
-    def with_straggler(self, pipeline: str, degree: float) -> "JobRecord":
+    def circumstances(self, pipeline: PipelineId, now_unix_s: float) -> Circumstances:
+        """What the clocks of this pipeline are to be chosen for. The slowest of the others sets the pace; a pipeline
+        that is announced as slow itself takes so much longer for the same clocks."""
+        degrees = {name: s.degree for name, s in self.stragglers.items() if s.start_unix_s <= now_unix_s}
+        own_degree = degrees.pop(pipeline, 1.0)
+        others = frozenset(ratios for name, ratios in self.slow_stages.items() if name != pipeline)
+        pace = max(degrees.values(), default=1.0)
+        return Circumstances(max(1.0, pace / own_degree), self.slow_stages.get(pipeline, ()), others)
+
+    def with_straggler(self, pipeline: PipelineId, degree: float, start_unix_s: float = 0.0) -> "JobRecord":
         """A report about one pipeline; degree 1 says that it has recovered. Raises ValueError below 1."""
         if not degree >= 1:
             raise ValueError(f"a straggler's degree is 1 or more, got {degree}")
         slow = {name: lag for name, lag in self.stragglers.items() if name != pipeline}
         if degree > 1:
-            slow[pipeline] = degree
+            slow[pipeline] = Straggler(degree=degree, start_unix_s=start_unix_s)
         return self.model_copy(update={"stragglers": slow})
+
+    def with_slow_stages(self, pipeline: PipelineId, ratios: StageRatios) -> "JobRecord":
+        """What was detected of one pipeline; none slow: it has recovered."""
+        slow = {name: known for name, known in self.slow_stages.items() if name != pipeline}
+        if any(ratio > 1 for ratio in ratios):
+            slow[pipeline] = ratios
+        return self.model_copy(update={"slow_stages": slow})

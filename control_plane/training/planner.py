@@ -1,20 +1,16 @@
-"""Perseus's planner as values: a job goes in, a frontier comes out, any iteration time is then a look-up.
+"""Perseus's planner as values: a job goes in, a frontier comes out, any iteration time is then a look-up."""
 
-`PlannerState` is all a restarted planner needs; frontiers are traced again from it.
-"""
-
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import Any, NamedTuple, NewType, TypeVar
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from control_plane.training.dag import Dag, finish_times
 from control_plane.training.frontier import Frontier, Regime, walk_frontier
-from control_plane.training.pipeline import Instruction, Schedule, build_dag
-from control_plane.training.profile import Choice, Profile, profile_of
+from control_plane.training.job_spec import Circumstances, JobSpec
+from control_plane.training.pipeline import build_dag
+from control_plane.training.profile import Choice
 from control_plane.training.rounding import (
     PlanLibrary,
     RoundedPlan,
@@ -24,23 +20,6 @@ from control_plane.training.rounding import (
     rounding_problem,
     without_short_switches,
 )
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-JobId = NewType("JobId", str)
-PipelineId = NewType("PipelineId", str)
-
-
-@dataclass(frozen=True, slots=True)
-class JobSpec:
-    """One pipeline of a training job. Times and energies are of a whole stage; blocking power too."""
-
-    profile: Profile
-    schedule: Schedule
-    blocking_power_w: float
-    transfer_time_s: float = 0.0
-    switch_time_s: float = 0.0
-    """What one clock change takes on the hardware; runs of one clock shorter than this are merged."""
 
 
 class ScheduledStep(NamedTuple):
@@ -96,80 +75,26 @@ class SolvedJob:
         return replace(self, library=prepare(self.problem, self.frontier))
 
 
-@dataclass(frozen=True, slots=True)
-class Straggler:
-    """A pipeline that takes `degree` times the shortest iteration from `start_s` on."""
-
-    degree: float
-    start_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class PlannerState:
-    """Registered jobs and who lags in them."""
-
-    jobs: Mapping[JobId, JobSpec] = field(default_factory=lambda: MappingProxyType({}))
-    stragglers: Mapping[JobId, Mapping[PipelineId, Straggler]] = field(default_factory=lambda: MappingProxyType({}))
-
-    def with_job(self, job: JobId, spec: JobSpec) -> "PlannerState":
-        """Registering again replaces the job and forgets its stragglers."""
-        jobs = {**self.jobs, job: spec}
-        return PlannerState(MappingProxyType(jobs), _without(self.stragglers, job))
-
-    def without_job(self, job: JobId) -> "PlannerState":
-        return PlannerState(_without(self.jobs, job), _without(self.stragglers, job))
-
-    def with_straggler(self, job: JobId, pipeline: PipelineId, straggler: Straggler) -> "PlannerState":
-        """A report about one pipeline; degree 1 or less says that it has recovered."""
-        if job not in self.jobs:
-            raise KeyError(f"no job {job!r} is registered")
-        if not straggler.degree > 0:
-            raise ValueError(f"a straggler's degree must be positive, got {straggler.degree}")
-        slow = dict(self.stragglers.get(job, {}))
-        slow.pop(pipeline, None)
-        if straggler.degree > 1:
-            slow[pipeline] = straggler
-        stragglers = {**self.stragglers, job: MappingProxyType(slow)}
-        return PlannerState(self.jobs, MappingProxyType(stragglers))
-
-    def degree(self, job: JobId, now_s: float) -> float:
-        """The slowest pipeline sets the pace; 1 when none lags."""
-        slow = self.stragglers.get(job, {}).values()
-        return max((s.degree for s in slow if s.start_s <= now_s), default=1.0)
-
-    def next_start_s(self, job: JobId, now_s: float) -> float | None:
-        """When an announced straggler begins, if one is still to come: the time to ask for `degree` again."""
-        return min((s.start_s for s in self.stragglers.get(job, {}).values() if s.start_s > now_s), default=None)
-
-    def to_json(self) -> str:
-        return json.dumps(
-            {
-                "jobs": {job: _spec_to_json(spec) for job, spec in self.jobs.items()},
-                "stragglers": {
-                    job: {pipeline: [s.degree, s.start_s] for pipeline, s in slow.items()}
-                    for job, slow in self.stragglers.items()
-                },
-            }
-        )
-
-    @staticmethod
-    def from_json(text: str) -> "PlannerState":
-        written = json.loads(text)
-        return PlannerState(
-            MappingProxyType({JobId(j): _spec_from_json(s) for j, s in written["jobs"].items()}),
-            MappingProxyType(
-                {
-                    JobId(job): MappingProxyType({PipelineId(p): Straggler(*s) for p, s in slow.items()})
-                    for job, slow in written["stragglers"].items()
-                }
-            ),
-        )
-
-
 def solve(spec: JobSpec) -> SolvedJob:
     """Trace the whole frontier of a job."""
-    dag = build_dag(spec.schedule, spec.profile, spec.blocking_power_w, transfer_time_s=spec.transfer_time_s)
+    dag = _dag(spec)
     return SolvedJob(spec, walk_frontier(dag), rounding_problem(dag))
+
+
+def deadline_under(spec: JobSpec, healthy_t_min_s: float, now: Circumstances) -> float:
+    """When everybody meets: the slowest pipeline's own shortest iteration, announced or detected (Perseus, sec. 3)."""
+    slowed = [t_min_s(spec.slowed(ratios)) for ratios in {now.own, *now.others} if ratios]
+    return max([now.degree * healthy_t_min_s, *slowed])
+
+
+def t_min_s(spec: JobSpec) -> float:
+    """The shortest iteration, without tracing the frontier."""
+    dag = _dag(spec)
+    return float(finish_times(dag, dag.per_operation(c.fastest.time_s for c in dag.computations)).max())
+
+
+def _dag(spec: JobSpec) -> Dag:
+    return build_dag(spec.schedule, spec.profile, spec.blocking_power_w, transfer_time_s=spec.transfer_time_s)
 
 
 def common_deadline_s(frontiers: Iterable[Frontier], degree: float = 1.0) -> float:
@@ -237,40 +162,3 @@ class AllMax:
 def all_max(dag: Dag) -> AllMax:
     time_s, effective_j = run_choices(dag, (dag.computation(op).all_max for op in range(len(dag))))
     return AllMax(time_s, effective_j + dag.blocking_power_w * time_s, dag.blocking_power_w)
-
-
-def _spec_to_json(spec: JobSpec) -> dict[str, object]:
-    return {
-        "profile": [
-            [stage, instruction, c.freq_mhz, c.time_s, c.energy_j, c.power_limit_w]
-            for (stage, instruction), choices in spec.profile.choices.items()
-            for c in choices
-        ],
-        "schedule": {
-            "name": spec.schedule.name,
-            "microbatches": spec.schedule.microbatches,
-            "chunks": spec.schedule.chunks,
-            "order": [[[s.name, s.microbatch, s.chunk] for s in program] for program in spec.schedule.order],
-        },
-        "blocking_power_w": spec.blocking_power_w,
-        "transfer_time_s": spec.transfer_time_s,
-        "switch_time_s": spec.switch_time_s,
-    }
-
-
-def _spec_from_json(written: Mapping[str, Any]) -> JobSpec:
-    fields = dict(written)
-    choices: dict[tuple[int, str], list[Choice]] = {}
-    for stage, instruction, freq_mhz, time_s, energy_j, power_limit_w in fields.pop("profile"):
-        choices.setdefault((stage, instruction), []).append(Choice(freq_mhz, time_s, energy_j, power_limit_w))
-    schedule = fields.pop("schedule")
-    order = tuple(tuple(Instruction(*step) for step in program) for program in schedule["order"])
-    return JobSpec(
-        profile=profile_of(choices),
-        schedule=Schedule(schedule["name"], schedule["microbatches"], schedule["chunks"], order),
-        **fields,
-    )
-
-
-def _without(mapping: Mapping[Key, Value], key: Key) -> Mapping[Key, Value]:
-    return MappingProxyType({k: v for k, v in mapping.items() if k != key})

@@ -69,6 +69,22 @@ class Profile:
             )
         )
 
+    def slowed(self, stage_ratios: tuple[float, ...]) -> "Profile":
+        """Stages that take so many times as long, at the same power."""
+        if len(stage_ratios) != self.stages or not all(math.isfinite(r) and r > 0 for r in stage_ratios):
+            raise ProfileError(f"expected {self.stages} positive ratios, one per stage, got {stage_ratios}")
+        return Profile(
+            MappingProxyType(
+                {
+                    (stage, name): tuple(
+                        Choice(c.freq_mhz, c.time_s * ratio, c.energy_j * ratio, c.power_limit_w) for c in choices
+                    )
+                    for (stage, name), choices in self.choices.items()
+                    for ratio in (stage_ratios[stage],)
+                }
+            )
+        )
+
     def resampled(self, stages: int) -> "Profile":
         """Another pipeline depth: stage i takes the profile's stage round(i·(s−1)/(S−1))."""
         if stages < 1:

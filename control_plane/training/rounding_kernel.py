@@ -122,6 +122,42 @@ def choose_along(
 
 
 @compiled
+def set_windows(
+    ops: IntArray,
+    before_first: IntArray,
+    before: IntArray,
+    after_first: IntArray,
+    after: IntArray,
+    start_s: FloatArray,
+    finish_s: FloatArray,
+    release_lean: float,
+    due_lean: float,
+    deadline_s: float,
+    release_s: FloatArray,
+    due_s: FloatArray,
+) -> None:
+    """When each operation of a path may start and must end, if all others keep to a schedule's times.
+
+    An edge from or to another operation is cut at a lean between its later end's start (0) and its earlier end's
+    finish (1).
+    """
+    for step in range(len(ops)):
+        op = ops[step]
+        released_s = 0.0
+        for i in range(before_first[op], before_first[op + 1]):
+            other = before[i]
+            if step == 0 or other != ops[step - 1]:
+                released_s = max(released_s, release_lean * finish_s[other] + (1 - release_lean) * start_s[op])
+        until_s = deadline_s
+        for i in range(after_first[op], after_first[op + 1]):
+            other = after[i]
+            if step == len(ops) - 1 or other != ops[step + 1]:
+                until_s = min(until_s, due_lean * finish_s[op] + (1 - due_lean) * start_s[other])
+        release_s[step] = released_s
+        due_s[step] = until_s + 1e-12 * deadline_s
+
+
+@compiled
 def choose_within(
     before_first: IntArray,
     before: IntArray,
@@ -156,20 +192,20 @@ def choose_within(
     due_s = np.zeros(longest)
     for path in range(len(path_first) - 1):
         ops = path_ops[path_first[path] : path_first[path + 1]]
-        for step in range(len(ops)):
-            op = ops[step]
-            released_s = 0.0
-            for i in range(before_first[op], before_first[op + 1]):
-                other = before[i]
-                if step == 0 or other != ops[step - 1]:
-                    released_s = max(released_s, leaning * finish_s[other] + (1 - leaning) * start_s[op])
-            until_s = deadline_s
-            for i in range(after_first[op], after_first[op + 1]):
-                other = after[i]
-                if step == len(ops) - 1 or other != ops[step + 1]:
-                    until_s = min(until_s, leaning * finish_s[op] + (1 - leaning) * start_s[other])
-            release_s[step] = released_s
-            due_s[step] = until_s + 1e-12 * deadline_s
+        set_windows(
+            ops,
+            before_first,
+            before,
+            after_first,
+            after,
+            start_s,
+            finish_s,
+            leaning,
+            leaning,
+            deadline_s,
+            release_s,
+            due_s,
+        )
         choose_along(
             ops,
             release_s,
@@ -228,6 +264,8 @@ def improve(
     due_s = np.zeros(longest)
     early_s = np.zeros(count)
     late_s = np.zeros(count)
+    pinned_start_s = np.zeros(count)
+    pinned_finish_s = np.zeros(count)
     changed = 0
     for visit in range(len(visits)):
         for op in order:
@@ -242,22 +280,24 @@ def improve(
                 end_s = min(end_s, late_s[after[i]] - time_s[after[i]])
             late_s[op] = end_s
         leaning = leanings[visit]
+        for op in range(count):
+            pinned_finish_s[op] = leaning * early_s[op] + (1 - leaning) * late_s[op]
+            pinned_start_s[op] = pinned_finish_s[op] - time_s[op]
         ops = path_ops[path_first[visits[visit]] : path_first[visits[visit] + 1]]
-        for step in range(len(ops)):
-            op = ops[step]
-            released_s = 0.0
-            for i in range(before_first[op], before_first[op + 1]):
-                other = before[i]
-                if step == 0 or other != ops[step - 1]:
-                    released_s = max(released_s, leaning * early_s[other] + (1 - leaning) * late_s[other])
-            until_s = deadline_s
-            for i in range(after_first[op], after_first[op + 1]):
-                other = after[i]
-                if step == len(ops) - 1 or other != ops[step + 1]:
-                    end_s = leaning * early_s[other] + (1 - leaning) * late_s[other]
-                    until_s = min(until_s, end_s - time_s[other])
-            release_s[step] = released_s
-            due_s[step] = until_s + 1e-12 * deadline_s
+        set_windows(
+            ops,
+            before_first,
+            before,
+            after_first,
+            after,
+            pinned_start_s,
+            pinned_finish_s,
+            1.0,
+            0.0,
+            deadline_s,
+            release_s,
+            due_s,
+        )
         if choose_along(
             ops,
             release_s,

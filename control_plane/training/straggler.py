@@ -1,16 +1,15 @@
-"""Who lags, and by how much, from each pipeline's own compute times: no pipeline needs to see another's
-clock.
+"""Which stages of a pipeline lag, and by how much, from its own compute times: none needs to see another's clock.
 
-A lag counts once enough reports in a row show it, at the least of them; one good report ends it.
+A lag counts once enough reports in a row show it, at the least of them; one good report ends it. What is known already
+is an argument, so a detector that restarts ends what an earlier one found.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from statistics import median
-from types import MappingProxyType
 
-from control_plane.training.dag import Dag, finish_times
-from control_plane.training.planner import PipelineId, Straggler
+from control_plane.training.job_spec import StageRatios
+from control_plane.training.profile import Choice, ComputationKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,55 +29,51 @@ class DetectorSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class ComputeReport:
-    """One pipeline's iteration: per stage, every computation's measured time over that of its planned clock."""
+class MeasuredComputation:
+    """One computation as it ran."""
 
-    pipeline: PipelineId
-    now_s: float
-    ratios: tuple[tuple[float, ...], ...]
+    stage: int
+    instruction: str
+    freq_mhz: int
+    time_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """What past reports leave behind: per pipeline the degrees of the lagging reports in a row."""
+    """What the last reports of one pipeline leave behind: their stages' ratios, oldest first."""
 
-    settings: DetectorSettings = field(default_factory=DetectorSettings)
-    lagging: Mapping[PipelineId, tuple[float, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    settings: DetectorSettings = DetectorSettings()
+    recent: tuple[StageRatios, ...] = ()
 
-    def observe(self, dag: Dag, report: ComputeReport) -> tuple["Detector", Straggler | None]:
-        """The next detector, and what to tell the planner: a lag, its end (degree 1), or nothing new."""
-        degree = pipeline_degree(dag, tuple(_typical(ratios) for ratios in report.ratios))
-        before = self.lagging.get(report.pipeline, ())
-        was_straggler = len(before) >= self.settings.confirmations
-        if degree <= 1 + self.settings.margin_ratio:
-            recovered = Straggler(1.0, report.now_s) if was_straggler else None
-            return self._with(report.pipeline, ()), recovered
-        recent = (*before, degree)[-self.settings.confirmations :]
-        if len(recent) < self.settings.confirmations:
-            return self._with(report.pipeline, recent), None
+    def observe(self, ratios: StageRatios, known: StageRatios) -> tuple["Detector", StageRatios | None]:
+        """The next detector, and what to plan for from now on where that is not what is ``known``: per stage its lag,
+        or 1. ``known`` is empty where no lag is."""
+        recent = (*self.recent, ratios)[-self.settings.confirmations :]
+        detector = Detector(self.settings, recent)
+        before = known or (1.0,) * len(ratios)
+        now = tuple(self._lag([report[stage] for report in recent], before[stage]) for stage in range(len(ratios)))
+        return detector, now if now != before else None
+
+    def _lag(self, recent: list[float], known: float) -> float:
+        margin = self.settings.margin_ratio
+        if recent[-1] <= 1 + margin:
+            return 1.0
+        if len(recent) < self.settings.confirmations or min(recent) <= 1 + margin:
+            return known
         lag = min(recent)
-        said = min(before) if was_straggler else 1.0
-        news = Straggler(lag, report.now_s) if abs(lag - said) > self.settings.margin_ratio / 2 else None
-        return self._with(report.pipeline, recent), news
-
-    def _with(self, pipeline: PipelineId, recent: tuple[float, ...]) -> "Detector":
-        lagging = {name: degrees for name, degrees in self.lagging.items() if name != pipeline}
-        if recent:
-            lagging[pipeline] = recent
-        return Detector(self.settings, MappingProxyType(lagging))
+        return lag if abs(lag - known) > margin / 2 else known
 
 
-def pipeline_degree(dag: Dag, stage_ratios: tuple[float, ...]) -> float:
-    """How many times T_min a pipeline takes at full clocks when its stages are slower by these ratios."""
-    fastest_s = dag.per_operation(c.fastest.time_s for c in dag.computations)
-    slowed_s = fastest_s.copy()
-    for op, task in enumerate(dag.tasks):
-        slowed_s[op] *= stage_ratios[task.stage]
-    return float(finish_times(dag, slowed_s).max() / finish_times(dag, fastest_s).max())
-
-
-def _typical(ratios: tuple[float, ...]) -> float:
-    """The median: half of a stage's computations may be disturbed without moving it."""
-    if not ratios:
-        raise ValueError("a report needs at least one computation per stage")
-    return median(ratios)
+def stage_ratios(
+    profile: Mapping[ComputationKey, tuple[Choice, ...]], stages: int, measured: Iterable[MeasuredComputation]
+) -> StageRatios:
+    """Per stage, the median of measured over profiled time at the same clock: half of a stage's computations may be
+    disturbed without moving it. A computation at a clock that was never profiled says nothing; nor does a stage
+    without any other (1)."""
+    profiled_s = {(key, choice.freq_mhz): choice.time_s for key, choices in profile.items() for choice in choices}
+    ratios: list[list[float]] = [[] for _ in range(stages)]
+    for step in measured:
+        expected_s = profiled_s.get(((step.stage, step.instruction), step.freq_mhz))
+        if expected_s:
+            ratios[step.stage].append(step.time_s / expected_s)
+    return tuple(median(found) if found else 1.0 for found in ratios)

@@ -34,6 +34,15 @@ def test_envpipe_saves_without_slowing_down_and_keeps_the_last_stage_at_full_clo
     assert {c.freq_mhz for c, t in zip(choices, DAG.tasks, strict=True) if t.stage == 3} == {1400}
 
 
+def test_envpipe_gives_the_micro_batches_of_one_stage_different_clocks_where_their_slack_differs() -> None:
+    choices = EnvPipe().choices(DAG, 0.0)
+    backwards = [c for c, t in zip(choices, DAG.tasks, strict=True) if (t.stage, t.instruction) == (0, "backward")]
+    assert len({choice.freq_mhz for choice in backwards}) > 1
+    bound_j = FRONTIER.within(ALL_MAX_S).effective_j
+    _, effective_j = run_choices(DAG, choices)
+    assert effective_j - bound_j < 0.25 * (ALL_MAX_J - bound_j)
+
+
 @pytest.mark.parametrize("factor", [1.0, 1.1, 1.3])
 def test_no_baseline_beats_the_bound_and_ours_beats_every_baseline(factor: float) -> None:
     deadline_s = factor * ALL_MAX_S

@@ -1,5 +1,7 @@
-"""`wattray up` on a Ray that runs already: attached, used, taken down, and that Ray left as it was."""
+"""`wattray up` on a Ray that runs already: attached, used, taken down, and that Ray left as it was. Clocks are only
+recommended there: a training job runs at full clock."""
 
+import json
 import os
 import subprocess
 import sys
@@ -34,7 +36,7 @@ def wattray(environment: dict[str, str], *words: str) -> subprocess.CompletedPro
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_up_attaches_serves_and_down_leaves_ray_running(
+def test_up_attaches_serves_trains_and_down_leaves_ray_running(
     running_ray: tuple[str, dict[str, str]], tmp_path: Path
 ) -> None:
     address, environment = running_ray
@@ -45,12 +47,19 @@ def test_up_attaches_serves_and_down_leaves_ray_running(
     assert refused.returncode == 2
     assert "64 GPUs are needed and this Ray cluster has 8" in refused.stderr
 
-    config.write_text("gpu: {count: 8}\n")
+    config.write_text("gpu: {count: 8, control: recommend}\ntraining: {gpus: 2}\n")
     up = wattray(environment, "up", "--address", address, "--config", str(config), "--port", str(port))
     assert up.returncode == 0, up.stderr
     body = {"model": "llama2-70b", "prompt": "hello", "max_tokens": 3}
     answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=30)
     assert answer.json()["usage"]["completion_tokens"] == 3
+
+    job, told = tmp_path / "job.yaml", tmp_path / "told.json"
+    job.write_text("iterations: 3\nwarmup_iterations: 1\nstraggler: null\n")
+    train = [sys.executable, "-m", "train_jobs", "--config", str(job), "--address", address, "--json", str(told)]
+    trained = subprocess.run(train, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(told.read_text())["training"]["energy_saved_ratio"] == pytest.approx(0, abs=0.001)
 
     again = wattray(environment, "up", "--address", address, "--port", str(port))
     assert again.returncode == 2

@@ -24,9 +24,10 @@ pytestmark = pytest.mark.ray
 
 JOB = {
     "name": "live",
-    "iterations": 14,
+    "iterations": 22,
     "layer": {"forward_s": 0.015},
     "straggler": {"from_iteration": 6, "to_iteration": 10, "degree": 1.2},
+    "slow_gpu": {"stage": 1, "from_iteration": 12, "to_iteration": 18, "ratio": 1.2},
     "compare_losses": True,
 }
 
@@ -58,7 +59,7 @@ def told(live: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str,
 
 def test_a_submitted_job_saves_energy_at_the_same_speed(told: tuple[dict[str, Any], TrainingResult]) -> None:
     report, _ = told
-    assert report["iterations"] == 14
+    assert report["iterations"] == 22
     assert report["energy_j"] < 0.97 * report["baseline_energy_j"]
     assert 0.98 <= report["slowdown_ratio"] <= 1.02
     assert report["stragglers_handled"] == 1
@@ -86,13 +87,33 @@ def test_the_straggler_is_waited_for_at_lower_clocks_and_then_no_more(
 ) -> None:
     _, result = told
     during = [record for record in result.log.iterations if record.degree > 1]
-    after = [record for record in result.log.iterations if record.iteration >= 10]
+    after = [record for record in result.log.iterations if 10 <= record.iteration < 12]
     assert {record.planned_degree for record in during[1:]} == {1.2}
     assert all(record.own_time_s <= record.time_s for record in during)
     assert {record.planned_degree for record in after[1:]} == {1.0}
     spans = {record.planned_degree: record.spans for record in result.log.iterations if record.spans}
     mean_mhz = {degree: sum(s.freq_mhz for s in kept) / len(kept) for degree, kept in spans.items()}
     assert mean_mhz[1.2] < mean_mhz[1.0] < mean_mhz[0.0] == 1980
+
+
+def test_a_slow_gpu_nobody_announced_is_found_and_planned_for_until_one_report_after_it(
+    told: tuple[dict[str, Any], TrainingResult],
+) -> None:
+    """Two reports find it; its schedule lets the other stage slow down to it. The report of the first iteration that
+    is as fast as it should be ends that."""
+    _, result = told
+    records = result.log.iterations
+    found = records[15].planned_degree
+    assert 1.1 < found < 1.21
+    assert [record.planned_degree for record in records[12:14]] == [1.0, 1.0]
+    assert [record.planned_degree for record in records[15:19]] == [found] * 4
+    assert [record.planned_degree for record in records[19:]] == [1.0] * 3
+    chosen = next(schedule for schedule in result.log.schedules if schedule.stage_ratios)
+    assert chosen.degree == found
+    assert chosen.stage_ratios == (1.0, pytest.approx(1.2, rel=0.02))
+    for record in records[16:18]:
+        assert record.time_s == pytest.approx(chosen.all_max_time_s, rel=0.02)
+        assert record.energy_j < 0.97 * chosen.all_max_energy_j
 
 
 def test_computations_follow_the_pipelines_dependencies(told: tuple[dict[str, Any], TrainingResult]) -> None:
@@ -144,13 +165,11 @@ def eventually(claim: Any, patience_s: float) -> Any:
     return answer
 
 
-def train_workers(folder: str) -> list[psutil.Process]:
+def processes(named: str, folder: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         try:
-            if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) and folder in process.environ().get(
-                "TMPDIR", ""
-            ):
+            if named in " ".join(process.info["cmdline"] or []) and folder in process.environ().get("TMPDIR", ""):
                 found.append(process)
         except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
@@ -166,7 +185,9 @@ def exported_training_metrics(live: Any) -> set[str]:
 def test_training_outlives_its_planner_and_a_worker(live: Any, own_temp: Path, tmp_path: Path) -> None:
     """The planner dies under a schedule: iterations go on under it. A worker dies: Ray Train starts all anew from a
     checkpoint, and the schedule comes back from the planner that has restarted from its files."""
-    job = parse_job({**JOB, "name": "survivor", "iterations": 16, "straggler": None, "checkpoint_every": 4})
+    job = parse_job(
+        {**JOB, "name": "survivor", "iterations": 16, "straggler": None, "slow_gpu": None, "checkpoint_every": 4}
+    )
     running = start_training(job, f"127.0.0.1:{live.ports[0]}", tmp_path)
     agent = runtime.actor(runtime.agent_names()[0])
 
@@ -180,10 +201,13 @@ def test_training_outlives_its_planner_and_a_worker(live: Any, own_temp: Path, t
     expected_metrics = {name for name in metrics.HELP if "_training_" in name}
     try:
         eventually(lambda: checkpoints() >= 1 and lowered(), 90)
+        solvers = processes("actors.solver_main", str(own_temp))
+        assert len(solvers) == 1
         ray.kill(runtime.actor(runtime.PERSEUS_PLANNER), no_restart=False)
+        eventually(lambda: not solvers[0].is_running() or solvers[0].status() == psutil.STATUS_ZOMBIE, 20)
         before = checkpoints()
         eventually(lambda: checkpoints() > before, 60)
-        workers = train_workers(str(own_temp))
+        workers = processes("RayTrainWorker", str(own_temp))
         assert len(workers) == 2
         workers[0].kill()
         eventually(lambda: exported_training_metrics(live) == expected_metrics, 60)

@@ -232,7 +232,8 @@ def test_a_run_leaves_no_cycle_behind(engine: EngineFactory | Literal["compiled"
     try:
         outcome = SimulatedCluster(PROFILE, None, SinglePool(2), engine=engine).run(trace)
         gaps = weakref.ref(outcome.gaps)
-        assert outcome.done.all()
+        assert min(outcome.columns.finished_ps) > 0
+        outcome.columns.started_ps.append(0)  # a BufferError where somebody still holds the memory
         del outcome
         assert gaps() is None
     finally:

@@ -5,7 +5,8 @@ from training.profiles_for_tests import synthetic_profile
 
 from control_plane.simulation.training_pipeline import savings_with_straggler, simulate_iteration, simulate_job
 from control_plane.training import pipeline
-from control_plane.training.planner import JobSpec, all_max, solve
+from control_plane.training.job_spec import JobSpec
+from control_plane.training.planner import all_max, solve
 
 SOLVED = solve(JobSpec(synthetic_profile(4), pipeline.one_f_one_b(4, 8), 60.0)).prepared()
 DAG = SOLVED.dag

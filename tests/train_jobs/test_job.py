@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.hardware.gpu_model import H100_SXM
 from train_jobs.job import Job, JobError, job_lasting, parse_job, read_job
 
 
@@ -78,3 +79,32 @@ def test_a_job_lasts_as_long_as_asked_with_the_straggler_in_its_middle(seconds: 
     assert lasts_s == pytest.approx(max(seconds, 12 * job.healthy_s * 1.0667), rel=0.05)
     assert job.straggler is not None
     assert 0 < job.straggler.from_iteration < job.straggler.to_iteration < job.iterations
+
+
+def test_a_slow_gpu_stretches_its_stage_for_its_iterations_only() -> None:
+    job = parse_job({"slow_gpu": {"stage": 1, "from_iteration": 3, "to_iteration": 5, "ratio": 1.5}})
+    assert [job.slow_ratio_at(i) for i in range(2, 6)] == [1.0, 1.5, 1.5, 1.0]
+    full_mhz = H100_SXM.max_freq_mhz
+    healthy_s, slow_s = (job.work_at(i, 1, "forward").time_s(H100_SXM, full_mhz) for i in (2, 3))
+    assert slow_s == pytest.approx(1.5 * healthy_s)
+    assert job.work_at(3, 0, "forward") == job.work(0, "forward")
+
+
+@pytest.mark.parametrize(
+    ("slow_gpu", "told"),
+    [
+        ({"stage": 2, "from_iteration": 3, "to_iteration": 5}, "slow_gpu.stage 2 is not there"),
+        ({"stage": 0, "from_iteration": 5, "to_iteration": 5}, "to_iteration 5 is not after"),
+        ({"stage": 0, "from_iteration": 1, "to_iteration": 5}, "slow_gpu.from_iteration 1 is in the 2 warmup"),
+        ({"stage": 0, "from_iteration": 3, "to_iteration": 99}, "slow_gpu.to_iteration 99 is past the last"),
+        ({"stage": 0, "from_iteration": 3, "to_iteration": 5, "ration": 2}, "did you mean 'ratio'"),
+    ],
+)
+def test_a_slow_gpu_that_cannot_be_is_refused(slow_gpu: dict[str, object], told: str) -> None:
+    with pytest.raises(JobError, match=told):
+        parse_job({"slow_gpu": slow_gpu})
+
+
+def test_clocks_are_held_for_what_the_gpu_needs_to_settle_unless_the_file_says_otherwise() -> None:
+    assert parse_job({}).switch_time_s == pytest.approx(H100_SXM.settle_ns * 1e-9)
+    assert parse_job({"switch_time_s": 0.0}).switch_time_s == 0.0

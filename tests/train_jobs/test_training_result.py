@@ -4,7 +4,7 @@ import pytest
 
 from actors.training_messages import FrontierSample, JobFrontier
 from train_jobs.job import Job, parse_job
-from train_jobs.run_log import IterationRecord, RunLog, ScheduleRecord, SpanRecord
+from train_jobs.run_log import IterationRecord, RunLog, ScheduleRecord, SpanRecord, with_schedule
 from train_jobs.training_result import TrainingResult, account
 from wattray.report.page import write_page
 from wattray.report.training_report import stages_figure, training_cards, training_section
@@ -90,6 +90,28 @@ def test_losses_are_compared_to_the_last_bit(result: TrainingResult) -> None:
 def test_a_straggler_that_no_schedule_served_is_not_counted() -> None:
     log = LOG.model_copy(update={"iterations": tuple(iteration(n, 1.5, 100.0, 1.5, 1.0) for n in range(6))})
     assert account(JOB, log, None).stragglers_handled == 0
+
+
+def test_under_a_slow_gpu_the_baseline_has_the_same_slow_gpu() -> None:
+    job = parse_job({**JOB.model_dump(), "slow_gpu": {"stage": 0, "from_iteration": 2, "to_iteration": 3}})
+    records = [*LOG.iterations]
+    records[2] = records[2].model_copy(update={"slow_ratio": 1.3, "time_s": 1.3, "energy_j": 95.0})
+    log = LOG.model_copy(update={"iterations": tuple(records)})
+    assert account(job, log, None).baseline_energy_j == pytest.approx(3 * 100 + 95 + 2 * 110), "its own baseline"
+    slow = schedule(1.25, 2).model_copy(
+        update={"stage_ratios": (1.3, 1.0), "all_max_time_s": 1.25, "all_max_energy_j": 120.0}
+    )
+    found = account(job, log.model_copy(update={"schedules": (*LOG.schedules, slow)}), None)
+    assert found.baseline_energy_j == pytest.approx(3 * 100 + 120 + 2 * 110)
+    assert [(phase.name, phase.iterations) for phase in found.phases] == [("before", 1), ("during", 3), ("after", 1)]
+
+
+def test_a_better_plan_for_the_same_takes_the_place_of_the_first() -> None:
+    better = schedule(1.0, 4).model_copy(update={"planned_energy_j": 70.0})
+    kept = with_schedule(LOG.schedules, better)
+    assert [(record.degree, record.first_iteration) for record in kept] == [(1.0, 1), (1.5, 3)]
+    assert kept[0].planned_energy_j == 70.0
+    assert len(with_schedule(kept, better.model_copy(update={"stage_ratios": (1.2, 1.0)}))) == 3
 
 
 def test_a_run_without_a_schedule_is_its_own_baseline() -> None:

@@ -1,4 +1,4 @@
-"""A job goes in, clocks come out; stragglers change them and go again; a restart forgets nothing."""
+"""A job goes in, clocks come out; slow pipelines change them, and what was slow is found out."""
 
 import pytest
 from hypothesis import given
@@ -6,19 +6,11 @@ from hypothesis import strategies as st
 from training.profiles_for_tests import synthetic_profile
 
 from control_plane.training import pipeline
-from control_plane.training.planner import (
-    JobId,
-    JobSpec,
-    PipelineId,
-    PlannerState,
-    Straggler,
-    common_deadline_s,
-    solve,
-)
-from control_plane.training.straggler import ComputeReport, Detector, pipeline_degree
+from control_plane.training.job_spec import Circumstances, JobSpec, StageRatios
+from control_plane.training.planner import common_deadline_s, deadline_under, run_choices, solve, t_min_s
+from control_plane.training.profile import ProfileError
+from control_plane.training.straggler import Detector, MeasuredComputation, stage_ratios
 
-JOB, OTHER = JobId("llm"), JobId("other")
-P0, P1 = PipelineId("p0"), PipelineId("p1")
 SPEC = JobSpec(synthetic_profile(4), pipeline.one_f_one_b(4, 8), 60.0)
 SOLVED = solve(SPEC)
 
@@ -42,27 +34,6 @@ def test_past_t_star_no_plan_gets_slower() -> None:
     assert SOLVED.within(t_star_s).ranks == SOLVED.within(2 * t_star_s).ranks
 
 
-def test_the_slowest_of_several_stragglers_sets_the_pace() -> None:
-    state = PlannerState().with_job(JOB, SPEC)
-    assert state.degree(JOB, 0.0) == 1.0
-    state = state.with_straggler(JOB, P0, Straggler(1.1)).with_straggler(JOB, P1, Straggler(1.3, start_s=50.0))
-    assert [state.degree(JOB, now_s) for now_s in (0.0, 49.9, 50.0)] == [1.1, 1.1, 1.3]
-    assert state.next_start_s(JOB, 0.0) == 50.0
-    assert state.with_straggler(JOB, P1, Straggler(1.0)).degree(JOB, 60.0) == 1.1
-    with pytest.raises(KeyError, match="other"):
-        state.with_straggler(OTHER, P0, Straggler(1.1))
-
-
-def test_a_restarted_planner_knows_all_it_knew() -> None:
-    state = PlannerState().with_job(JOB, SPEC).with_job(OTHER, JobSpec(SPEC.profile, SPEC.schedule, 50.0, 0.01))
-    state = state.with_straggler(JOB, P0, Straggler(1.2, 7.0))
-    again = PlannerState.from_json(state.to_json())
-    assert again.to_json() == state.to_json()
-    assert solve(again.jobs[JOB]).within(60.0) == SOLVED.within(60.0)
-    assert again.degree(JOB, 8.0) == 1.2
-    assert JOB not in again.without_job(JOB).jobs
-
-
 def test_data_parallel_pipelines_meet_at_the_slowest_ones_t_min() -> None:
     slower = solve(JobSpec(SPEC.profile.scaled(time_scale=1.07), SPEC.schedule, 60.0))
     deadline_s = common_deadline_s([SOLVED.frontier, slower.frontier])
@@ -72,31 +43,81 @@ def test_data_parallel_pipelines_meet_at_the_slowest_ones_t_min() -> None:
     )
 
 
-def report(ratio: float, now_s: float, noise: tuple[float, ...] = ()) -> ComputeReport:
-    steps = tuple(ratio * (noise[i % len(noise)] if noise else 1.0) for i in range(16))
-    return ComputeReport(P0, now_s, (tuple(1.0 for _ in steps), steps, steps, tuple(1.0 for _ in steps)))
+def test_everybody_meets_at_the_slowest_pipelines_shortest_iteration() -> None:
+    healthy_s = SOLVED.frontier.t_min_s
+    slow = (1.0, 1.0, 1.0, 1.25)
+    slow_s = t_min_s(SPEC.slowed(slow))
+    assert healthy_s < slow_s < 1.25 * healthy_s
+    assert deadline_under(SPEC, healthy_s, Circumstances()) == healthy_s
+    assert deadline_under(SPEC, healthy_s, Circumstances(1.1, others=frozenset({slow}))) == slow_s
+    assert deadline_under(SPEC, healthy_s, Circumstances(1.5, own=slow)) == 1.5 * healthy_s
+
+
+def test_a_slow_stage_is_kept_fast_and_the_others_slow_down_to_it() -> None:
+    slow = SPEC.slowed((1.0, 1.0, 1.0, 1.25))
+    plan = solve(slow).within(t_min_s(slow))
+    mean_mhz = [sum(step.freq_mhz for step in steps) / len(steps) for steps in plan.ranks]
+    healthy = [sum(s.freq_mhz for s in steps) / len(steps) for steps in SOLVED.with_straggler(1.0).ranks]
+    assert max(mean_mhz) == mean_mhz[3]
+    assert all(now < before for now, before in zip(mean_mhz[:3], healthy[:3], strict=True))
+    with pytest.raises(ProfileError, match="4 positive ratios"):
+        SPEC.slowed((1.0, 1.2))
 
 
 def test_a_lag_counts_after_two_reports_and_ends_after_one() -> None:
-    detector = Detector()
-    detector, news = detector.observe(SOLVED.dag, report(1.25, 1.0))
+    lag = (1.0, 1.25, 1.3, 1.0)
+    detector, news = Detector().observe(lag, ())
     assert news is None
-    detector, news = detector.observe(SOLVED.dag, report(1.25, 2.0))
-    expected = pipeline_degree(SOLVED.dag, (1.0, 1.25, 1.25, 1.0))
-    assert news == Straggler(expected, 2.0)
-    detector, news = detector.observe(SOLVED.dag, report(1.25, 3.0))
-    assert news is None
-    detector, news = detector.observe(SOLVED.dag, report(1.0, 4.0))
-    assert news == Straggler(1.0, 4.0)
+    detector, news = detector.observe((1.0, 1.26, 1.28, 1.0), ())
+    assert news == (1.0, 1.25, 1.28, 1.0)
+    detector, again = detector.observe(lag, news)
+    assert again is None
+    detector, news = detector.observe((1.0, 1.01, 1.0, 1.0), news)
+    assert news == (1.0, 1.0, 1.0, 1.0)
 
 
-@given(st.lists(st.floats(0.985, 1.015), min_size=16, max_size=16), st.lists(st.integers(0, 15), max_size=6))
-def test_noise_and_outliers_raise_no_alarm(noise: list[float], outliers: list[int]) -> None:
-    noisy = tuple(5.0 if i in outliers else ratio for i, ratio in enumerate(noise))
+def test_a_detector_that_restarted_keeps_a_lag_and_still_ends_it() -> None:
+    known: StageRatios = (1.0, 1.25, 1.0, 1.0)
+    detector, news = Detector().observe(known, known)
+    assert news is None
+    assert detector.observe((1.0,) * 4, known)[1] == (1.0,) * 4
+
+
+@given(st.lists(st.floats(0.985, 1.015), min_size=16, max_size=16), st.sets(st.integers(0, 15), max_size=6))
+def test_noise_and_outliers_raise_no_alarm(noise: list[float], outliers: set[int]) -> None:
+    profiled = {(c.freq_mhz): c.time_s for c in SPEC.profile.choices[1, "forward"]}
+    freq_mhz = max(profiled)
+    measured = [
+        MeasuredComputation(1, "forward", freq_mhz, profiled[freq_mhz] * (5.0 if i in outliers else ratio))
+        for i, ratio in enumerate(noise)
+    ]
+    ratios = stage_ratios(SPEC.profile.choices, 4, measured)
     detector = Detector()
-    for now_s in range(5):
-        detector, news = detector.observe(SOLVED.dag, report(1.0, float(now_s), noisy))
+    for _ in range(5):
+        detector, news = detector.observe(ratios, ())
         assert news is None
+
+
+def test_ratios_compare_with_the_same_clock_and_skip_clocks_never_profiled() -> None:
+    choice = SPEC.profile.choices[2, "backward"][3]
+    measured = [
+        MeasuredComputation(2, "backward", choice.freq_mhz, 1.2 * choice.time_s),
+        MeasuredComputation(0, "forward", 1, 99.0),
+    ]
+    assert stage_ratios(SPEC.profile.choices, 4, measured) == (1.0, 1.0, pytest.approx(1.2), 1.0)
+
+
+@given(st.floats(1.0, 1.3), st.floats(1.0, 1.3))
+def test_a_report_of_less_than_the_truth_never_costs_more_than_the_slow_stage_does(seen: float, true: float) -> None:
+    """Clocks chosen for a stage that is really slower (or healthier) end no later than its slowness explains."""
+    planned = SPEC.slowed((1.0, 1.0, 1.0, seen))
+    job = solve(planned)
+    plan = job.within(job.frontier.t_min_s)
+    really = SPEC.slowed((1.0, 1.0, 1.0, true)).profile.choices
+    steps = [(stage, step) for stage, rank in enumerate(plan.ranks) for step in rank]
+    choices = [next(c for c in really[stage, s.instruction] if c.freq_mhz == s.freq_mhz) for stage, s in steps]
+    end_s, _ = run_choices(job.dag, choices)
+    assert end_s <= max(1.0, true / seen) * plan.deadline_s * (1 + 1e-9)
 
 
 @given(st.floats(1.0, 1.6))

@@ -13,7 +13,8 @@ from control_plane.training import pipeline
 from control_plane.training.computation import Choice, profile_of
 from control_plane.training.dag import Dag, finish_times
 from control_plane.training.frontier import DeadlineError, walk_frontier
-from control_plane.training.planner import JobSpec, solve
+from control_plane.training.job_spec import JobSpec
+from control_plane.training.planner import solve
 from control_plane.training.rounding import (
     PeriodMenu,
     PlanLibrary,

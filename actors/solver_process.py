@@ -1,0 +1,146 @@
+"""The planner's end of its solver process: started at the first question, again when it dies, ended when idle.
+
+The socket between the two is all that keeps the solver alive: it ends with the planner's process, however that ends.
+"""
+
+import asyncio
+import itertools
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.solver_messages import Answer, Answered, Asked, Question, SolvingError, receive, send
+
+log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "actors.solver_main")
+IDLE_S = 300.0
+"""A solver takes 130 MB and more; a new one is up in a second and traces again what it is asked about."""
+MOST_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Link:
+    process: "subprocess.Popen[bytes]"
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A question without an answer, and the solver it was last put to."""
+
+    question: Question
+    answer: "asyncio.Future[Answer]"
+    link: _Link | None = None
+    attempts: int = 0
+
+
+class SolverProcess:
+    """A Solver. Used from one event loop."""
+
+    def __init__(self, command: Sequence[str] = COMMAND, idle_s: float = IDLE_S) -> None:
+        self._command, self._idle_s = command, idle_s
+        self._numbers = itertools.count()
+        self._open: dict[int, _Open] = {}
+        self._link: _Link | None = None
+        self._starting = asyncio.Lock()
+        self._reading: set[asyncio.Task[None]] = set()
+        self._resting: asyncio.TimerHandle | None = None
+
+    async def answer(self, question: Question) -> Answer:
+        """Raises SolvingError where there is none, also where solvers keep dying over it."""
+        if self._resting is not None:
+            self._resting.cancel()
+        number = next(self._numbers)
+        asked = self._open[number] = _Open(question, asyncio.get_running_loop().create_future())
+        try:
+            await self._put(number, asked)
+            return await asked.answer
+        finally:
+            del self._open[number]
+            if not self._open:
+                self._resting = asyncio.get_running_loop().call_later(self._idle_s, self._rest)
+
+    async def close(self) -> None:
+        """End the solver and wait for it; what is open fails."""
+        self._rest()
+        for asked in self._open.values():
+            if not asked.answer.done():
+                asked.answer.set_exception(SolvingError("the solver has been closed"))
+        await asyncio.gather(*self._reading)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the solver that runs now, if one does."""
+        return None if self._link is None else self._link.process.pid
+
+    def _rest(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+        if self._link is not None:
+            self._link.writer.close()
+            self._link = None
+
+    async def _put(self, number: int, asked: _Open) -> None:
+        asked.attempts += 1
+        asked.link = await self._started()
+        try:
+            await send(asked.link.writer, Asked(number=number, question=asked.question))
+        except ConnectionError as error:
+            log.warning("the solver ended before question %d reached it: %s", number, error)  # see _listen
+
+    async def _started(self) -> _Link:
+        async with self._starting:
+            if self._link is None:
+                ours, theirs = socket.socketpair()
+                # Its modules are found beside this one, wherever this process was started.
+                root = Path(__file__).resolve().parents[1]
+                with theirs:
+                    process = subprocess.Popen(self._command, stdin=theirs.fileno(), cwd=root)
+                reader, writer = await asyncio.open_connection(sock=ours)
+                self._link = _Link(process, reader, writer)
+                listening = asyncio.get_running_loop().create_task(self._listen(self._link))
+                self._reading.add(listening)
+                listening.add_done_callback(self._listened)
+            return self._link
+
+    async def _listen(self, link: _Link) -> None:
+        """Take answers until the solver ends; what it left open is then put to a new one."""
+        while (answered := await receive(link.reader, Answered)) is not None:
+            asked = self._open.get(answered.number)
+            if asked is not None and not asked.answer.done():
+                _settle(asked.answer, answered)
+        link.writer.close()
+        if self._link is link:
+            self._link = None
+        code = await asyncio.to_thread(link.process.wait)
+        left = {number: asked for number, asked in self._open.items() if asked.link is link and not asked.answer.done()}
+        if left:
+            log.error("the solver ended with code %d; %d questions are asked again", code, len(left))
+        for number, asked in left.items():
+            if asked.attempts >= MOST_ATTEMPTS:
+                told = f"job {asked.question.job.name}: the solver died {asked.attempts} times over it, code {code}"
+                asked.answer.set_exception(SolvingError(told))
+            else:
+                await self._put(number, asked)
+
+    def _listened(self, listening: "asyncio.Task[None]") -> None:
+        self._reading.discard(listening)
+        error = None if listening.cancelled() else listening.exception()
+        if error is not None:
+            log.error("no solver can be heard: %r", error)
+            for asked in self._open.values():
+                if not asked.answer.done():
+                    asked.answer.set_exception(SolvingError(f"no solver can be heard: {error!r}"))
+
+
+def _settle(future: "asyncio.Future[Answer]", answered: Answered) -> None:
+    try:
+        future.set_result(answered.answer)
+    except SolvingError as error:
+        future.set_exception(error)

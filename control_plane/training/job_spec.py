@@ -1,0 +1,40 @@
+"""What a training job is to its planner: measured choices, an order, and what waiting costs."""
+
+from dataclasses import dataclass, replace
+from typing import NewType
+
+from control_plane.training.profile import Profile
+from control_plane.training.schedules import Schedule
+
+PipelineId = NewType("PipelineId", str)
+
+StageRatios = tuple[float, ...]
+"""Per stage, how many times its profiled time a computation takes now; empty: as profiled."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """One pipeline of a training job. Times and energies are of a whole stage; blocking power too."""
+
+    profile: Profile
+    schedule: Schedule
+    blocking_power_w: float
+    transfer_time_s: float = 0.0
+    switch_time_s: float = 0.0
+    """What one clock change takes on the hardware; runs of one clock shorter than this are merged."""
+
+    def slowed(self, stage_ratios: StageRatios) -> "JobSpec":
+        """The same job on a pipeline whose stages have become slower by these ratios."""
+        return replace(self, profile=self.profile.slowed(stage_ratios)) if stage_ratios else self
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What a pipeline's clocks depend on beside the job itself."""
+
+    degree: float = 1.0
+    """The slowest other pipeline that somebody announced takes this many times the healthy iteration time."""
+    own: StageRatios = ()
+    """Of the pipeline that is planned for."""
+    others: frozenset[StageRatios] = frozenset()
+    """Of pipelines that were detected to be slow."""
