@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -149,20 +150,19 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def end(head_pid: int, patience_s: float = 10.0) -> None:
-    """End a head that wattray started and everything it started: asked first, then made to. What is left once the head
-    has ended its raylet and gone, parts of the dashboard, has nothing to save."""
+def end(head_pid: int, patience_s: float = 3.0) -> None:
+    """End a head that wattray started and everything it started: asked first, then made to. A raylet that is asked
+    waits ten seconds and more for its actors; ours have nothing left to save."""
     try:
         head = psutil.Process(head_pid)
-        family = [head, *head.children(recursive=True)]
+        family = {head, *head.children(recursive=True)}
     except psutil.NoSuchProcess:
         return
     head.send_signal(signal.SIGTERM)
     psutil.wait_procs([head], timeout=patience_s)
-    _, left = psutil.wait_procs(family, timeout=0.5)
-    for process in left:
-        try:
+    with suppress(psutil.NoSuchProcess):
+        family.update(head.children(recursive=True))
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(left, timeout=5)
+    psutil.wait_procs(family, timeout=5)

@@ -345,11 +345,10 @@ def _crowded_token_s(
     fewer, more = (min(room, crowd * mean_tokens) for crowd in TAIL_CROWDS)
     crowded_s = interpolate(table, iterations.decoding + fewer) + interpolate(table, iterations.decoding + more)
     token_s = max(iterations.token_s, (crowded_s - 2 * empty_s) / (fewer + more))
-    if fewer <= mean_tokens:
-        return token_s, token_s
     mean_s = interpolate(table, iterations.decoding + mean_tokens)
-    bend_s = (crowded_s - 2 * mean_s) / (fewer + more - 2 * mean_tokens) - token_s
-    return token_s, token_s + TAIL_BEND * max(0.0, bend_s)
+    # Where a pass is all but full the crowd finds no room: its bend fades out with the room.
+    bend_s = crowded_s - 2 * mean_s - (fewer + more - 2 * mean_tokens) * token_s
+    return token_s, token_s + TAIL_BEND * max(0.0, bend_s / ((sum(TAIL_CROWDS) - 2.0) * mean_tokens))
 
 
 def _queue(arrivals: _Arrivals, full_token_s: float, prefill_share: float) -> tuple[float, _Wait] | None:

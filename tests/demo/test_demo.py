@@ -69,7 +69,10 @@ def test_the_demo_completes_every_request_and_writes_both_reports(tmp_path: Path
 
 def test_ctrl_c_ends_every_process(tmp_path: Path, place: dict[str, str]) -> None:
     asked = command(tmp_path / "out", "--no-training")
+    # As in a terminal: a suite that runs in a shell's background has SIGINT ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     running = subprocess.Popen(asked, env=place, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    signal.signal(signal.SIGINT, before)
     assert running.stderr is not None
     for line in running.stderr:
         if "replaying" in line:
