@@ -28,7 +28,7 @@ from actors.solver_messages import (
 from actors.training_messages import ClockSchedule, ClockStep, FrontierSample, JobFrontier
 from control_plane.training.job_record import JobRecord
 from control_plane.training.job_spec import Circumstances, StageRatios
-from control_plane.training.planner import SolvedJob, all_max, deadline_under, solve, t_min_s
+from control_plane.training.planner import SolvedJob, all_max, meeting, solve
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,7 @@ def _give_way() -> None:
 
 
 def _clock_schedule(job: JobRecord, solved: SolvedJob, now: Circumstances) -> ClockSchedule:
-    healthy_s = t_min_s(job.spec()) if now.own else solved.frontier.t_min_s
-    deadline_s = max(deadline_under(job.spec(), healthy_s, now), solved.frontier.t_min_s)
+    deadline_s, degree = meeting(job.spec(), solved, now)
     plan = solved.within(deadline_s)
     highest = all_max(solved.dag)
     ranks = tuple(
@@ -119,7 +118,7 @@ def _clock_schedule(job: JobRecord, solved: SolvedJob, now: Circumstances) -> Cl
     return ClockSchedule(
         job=job.name,
         plan_id=hashlib.sha256(repr((plan.deadline_s, ranks)).encode()).hexdigest()[:16],
-        degree=deadline_s / healthy_s if now.own or now.others else now.degree,
+        degree=degree,
         deadline_s=plan.deadline_s,
         planned_time_s=plan.finish_time_s,
         planned_energy_j=plan.energy_j,

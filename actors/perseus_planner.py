@@ -50,8 +50,6 @@ class PerseusPlanner:
             registration.blocking_power_w,
             switch_time_s=registration.switch_time_s,
         )
-        if spec.profile.stages != schedule.stages:
-            raise ValueError(f"the schedule has {schedule.stages} stages, the profile {spec.profile.stages}")
         record = JobRecord.of(registration.job, spec)
         self._drop(record.name)
         self._keep(record)

@@ -90,11 +90,6 @@ class EnergyTable(BaseModel):
             return None
         return EnergyCell(self.fit.energy_wh(request_type, shape.tp, shape.freq_mhz), "fitted")
 
-    def least_energy(self, request_type: RequestType) -> tuple[Shape, EnergyCell] | None:
-        """The table's best shape for a type, measured cells only."""
-        found = [(Shape(tp, clock), cell) for tp, clock, cell in self.measured(request_type)]
-        return min(found, key=lambda pair: pair[1].energy_wh, default=None)
-
     def measured(self, request_type: RequestType) -> Sequence[tuple[int, int, EnergyCell]]:
         """(TP, clock, cell) of every filled cell of a type."""
         return [

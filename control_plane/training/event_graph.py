@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.training.computation import Computation
-from control_plane.training.dag import Dag, FloatArray, IntArray, finish_times, predecessors, successors
+from control_plane.training.dag import Dag, IntArray, finish_times, predecessors, successors
 from control_plane.training.frontier_kernel import UNBOUNDED, IndexArray
 
 TIME_RANGE = 1 << 58
@@ -187,9 +187,3 @@ def _settled(potential: IntArray, entry: IntArray, finish: IntArray, dag: Dag, c
         np.maximum.at(potential, entry[dag.edges[:, 1]], finish[dag.edges[:, 0]])
     potential[0] = 0
     return potential
-
-
-def durations_of(graph: EventGraph, potential: IntArray, operations: int) -> FloatArray:
-    """The time every operation is given between its two events, in seconds."""
-    spans = potential[graph.head[:operations]] - potential[graph.tail[:operations]]
-    return spans.astype(np.float64) * graph.time_unit_s

@@ -23,6 +23,10 @@ class JobSpec:
     switch_time_s: float = 0.0
     """What one clock change takes on the hardware; runs of one clock shorter than this are merged."""
 
+    def __post_init__(self) -> None:
+        if self.schedule.stages != self.profile.stages:
+            raise ValueError(f"the schedule has {self.schedule.stages} stages, the profile {self.profile.stages}")
+
     def slowed(self, stage_ratios: StageRatios) -> "JobSpec":
         """The same job on a pipeline whose stages have become slower by these ratios."""
         return replace(self, profile=self.profile.slowed(stage_ratios)) if stage_ratios else self

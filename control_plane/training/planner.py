@@ -87,6 +87,20 @@ def deadline_under(spec: JobSpec, healthy_t_min_s: float, now: Circumstances) ->
     return max([now.degree * healthy_t_min_s, *slowed])
 
 
+class Meeting(NamedTuple):
+    """When a pipeline's iteration has to end, and how many healthy iterations at their shortest that is."""
+
+    deadline_s: float
+    degree: float
+
+
+def meeting(spec: JobSpec, solved: SolvedJob, now: Circumstances) -> Meeting:
+    """For the pipeline that ``solved`` is of: the job ``spec`` as slow as ``now`` says. Never before its own T_min."""
+    healthy_s = t_min_s(spec) if now.own else solved.frontier.t_min_s
+    deadline_s = max(deadline_under(spec, healthy_s, now), solved.frontier.t_min_s)
+    return Meeting(deadline_s, deadline_s / healthy_s if now.own or now.others else now.degree)
+
+
 def t_min_s(spec: JobSpec) -> float:
     """The shortest iteration, without tracing the frontier."""
     dag = _dag(spec)
@@ -95,12 +109,6 @@ def t_min_s(spec: JobSpec) -> float:
 
 def _dag(spec: JobSpec) -> Dag:
     return build_dag(spec.schedule, spec.profile, spec.blocking_power_w, transfer_time_s=spec.transfer_time_s)
-
-
-def common_deadline_s(frontiers: Iterable[Frontier], degree: float = 1.0) -> float:
-    """Data-parallel pipelines synchronise: the slowest one's T_min is everyone's deadline, straggler or
-    not."""
-    return degree * max(frontier.t_min_s for frontier in frontiers)
 
 
 def iteration_plan(spec: JobSpec, dag: Dag, plan: RoundedPlan) -> IterationPlan:

@@ -7,7 +7,7 @@ from training.profiles_for_tests import synthetic_profile
 
 from control_plane.training import pipeline
 from control_plane.training.job_spec import Circumstances, JobSpec, StageRatios
-from control_plane.training.planner import common_deadline_s, deadline_under, run_choices, solve, t_min_s
+from control_plane.training.planner import deadline_under, meeting, run_choices, solve, t_min_s
 from control_plane.training.profile import ProfileError
 from control_plane.training.straggler import Detector, MeasuredComputation, stage_ratios
 
@@ -36,7 +36,8 @@ def test_past_t_star_no_plan_gets_slower() -> None:
 
 def test_data_parallel_pipelines_meet_at_the_slowest_ones_t_min() -> None:
     slower = solve(JobSpec(SPEC.profile.scaled(time_scale=1.07), SPEC.schedule, 60.0))
-    deadline_s = common_deadline_s([SOLVED.frontier, slower.frontier])
+    deadline_s, degree = meeting(SPEC, SOLVED, Circumstances(others=frozenset({(1.07,) * SPEC.schedule.stages})))
+    assert degree == pytest.approx(1.07)
     assert deadline_s == slower.frontier.t_min_s
     assert SOLVED.within(deadline_s).energy_j < SOLVED.within(SOLVED.frontier.t_min_s).energy_j + 4 * 60 * (
         deadline_s - SOLVED.frontier.t_min_s
