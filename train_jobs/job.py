@@ -1,7 +1,7 @@
 """A training job as a file: what it trains, in how many stages, what a layer takes, and which straggler is injected."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,7 +11,6 @@ from control_plane.hardware.gpu_model import H100_SXM, Activity
 from control_plane.hardware.stage_model import StageWork
 
 JOB_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-
 
 STEPS = ("forward", "backward")
 
@@ -92,39 +91,35 @@ class SweepSettings(_Part):
         return self
 
 
-class StragglerSettings(_Part):
-    """Another data-parallel pipeline is slow for a while: iterations ``from_iteration`` up to ``to_iteration``."""
+class _Spell(_Part):
+    """Iterations ``from_iteration`` up to ``to_iteration``."""
 
     from_iteration: int = Field(ge=0)
     to_iteration: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _lasts(self) -> Self:
+        if self.to_iteration <= self.from_iteration:
+            raise ValueError(f"to_iteration {self.to_iteration} is not after from_iteration {self.from_iteration}")
+        return self
+
+    def covers(self, iteration: int) -> bool:
+        return self.from_iteration <= iteration < self.to_iteration
+
+
+class StragglerSettings(_Spell):
+    """Another data-parallel pipeline is slow for a while."""
+
     degree: float = Field(1.2, gt=1, le=10)
     """It takes this many times a healthy iteration at full clock."""
 
-    @model_validator(mode="after")
-    def _lasts(self) -> "StragglerSettings":
-        if self.to_iteration <= self.from_iteration:
-            raise ValueError(f"to_iteration {self.to_iteration} is not after from_iteration {self.from_iteration}")
-        return self
 
-    def degree_at(self, iteration: int) -> float:
-        """1 outside these iterations."""
-        return self.degree if self.from_iteration <= iteration < self.to_iteration else 1.0
-
-
-class SlowGpuSettings(_Part):
+class SlowGpuSettings(_Spell):
     """A GPU of the job's own is slow for a while, at the same power, and nobody says so."""
 
     stage: int = Field(ge=0)
-    from_iteration: int = Field(ge=0)
-    to_iteration: int = Field(ge=1)
     ratio: float = Field(1.3, gt=1, le=10)
     """Its computations take this many times as long."""
-
-    @model_validator(mode="after")
-    def _lasts(self) -> "SlowGpuSettings":
-        if self.to_iteration <= self.from_iteration:
-            raise ValueError(f"to_iteration {self.to_iteration} is not after from_iteration {self.from_iteration}")
-        return self
 
 
 class Job(_Part):
@@ -172,12 +167,13 @@ class Job(_Part):
 
     def degree_at(self, iteration: int) -> float:
         """How many times a healthy iteration the slowest other pipeline takes."""
-        return 1.0 if self.straggler is None else self.straggler.degree_at(iteration)
+        straggler = self.straggler
+        return straggler.degree if straggler is not None and straggler.covers(iteration) else 1.0
 
     def slow_ratio_at(self, iteration: int) -> float:
         """How many times as long the slow GPU of this pipeline takes; 1 where none is slow."""
         slow = self.slow_gpu
-        return slow.ratio if slow is not None and slow.from_iteration <= iteration < slow.to_iteration else 1.0
+        return slow.ratio if slow is not None and slow.covers(iteration) else 1.0
 
     def work_at(self, iteration: int, stage: int, instruction: str) -> StageWork:
         """What a computation of a stage is charged in this iteration."""
