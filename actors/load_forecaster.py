@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from actors.messages import Forecast
 from control_plane.domain import Load
-from control_plane.serving.load_forecast import Arrival, WindowForecaster
+from control_plane.serving.load_forecast import Arrival, Forecast, WindowForecaster
 from control_plane.settings import ForecastSettings
 
 
@@ -24,8 +23,7 @@ class LoadForecaster:
             self._forecaster.observe(Arrival(now_s - age_s, input_tokens, expected_output_tokens))
 
     def forecast(self) -> Forecast:
-        now_s = self._monotonic_s()
-        return Forecast(self._forecaster.reactive(now_s), self._forecaster.predict(now_s))
+        return self._forecaster.forecast(self._monotonic_s())
 
     async def tick(self) -> None:
         return None
