@@ -21,6 +21,7 @@ from control_plane.domain import (
     Load,
     PoolName,
     PoolSnapshot,
+    ReplicaState,
     ReplicaView,
     Role,
 )
@@ -89,7 +90,8 @@ class ToyPool:
         wanted = max(1, min(seen.gpu_budget // 2, round(seen.reactive.rps)))
         running = sum(view.counts for view in seen.replicas)
         actions: list[Action] = [] if running == wanted else [SetReplicas(PoolName("toy"), 2, wanted, "toy")]
-        actions += [SetFrequency(v.replica_id, 1590, "toy") for v in seen.replicas if v.freq_mhz != 1590]
+        ready = [view for view in seen.replicas if view.state is ReplicaState.READY]
+        actions += [SetFrequency(view.replica_id, 1590, "toy") for view in ready if view.freq_mhz != 1590]
         return Step(tuple(actions), seen.now_s + TICK_S)
 
     def plan(self) -> str:
