@@ -170,7 +170,6 @@ class PoolManagerActor(PoolManager):
 class LoadForecasterActor(LoadForecaster):
     async def __init__(self, deployment: Deployment, first_load: Load) -> None:  # type: ignore[misc]
         super().__init__(deployment.settings.forecast, first_load, time.monotonic)
-        _start_ticking(self)
 
 
 class GpuAgentActor(GpuAgent):
