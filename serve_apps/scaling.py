@@ -8,6 +8,7 @@ import urllib.request
 
 import ray
 
+from actors.ray_token import ray_token_headers
 from actors.runtime import Deployment
 from control_plane.domain import PoolName, Role
 from serve_apps.naming import REPLICA_DEPLOYMENT, pool_app
@@ -29,7 +30,8 @@ def _scale(dashboard_url: str, app: str, replicas: int) -> bool:
     """False where there is no such application."""
     url = f"{dashboard_url}/api/v1/applications/{app}/deployments/{REPLICA_DEPLOYMENT}/scale"
     body = json.dumps({"target_num_replicas": replicas}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
+    headers = {"Content-Type": "application/json", **ray_token_headers()}
+    request = urllib.request.Request(url, body, headers, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             answer.read()
