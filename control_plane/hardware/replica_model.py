@@ -3,6 +3,26 @@
 The virtual-time simulator steps it by events and the live simulated engine by wall time: the model never asks
 what time it is. A decoder gains one token every iteration, so nothing is touched per token: an entry remembers the
 iteration in which it began to decode.
+
+The batch. Requests are admitted first come, first served, when an iteration begins. An iteration carries one token of
+every decoder and then prefill chunks, in order of admission, up to ``batch_tokens``. The iteration that ends a prefill
+yields the request's first token; every later iteration yields one more, and the request leaves with its last.
+
+The KV cache. An iteration writes the KV entries of the tokens that it processes. A token that was just sampled has no
+entry yet: the next iteration processes it and writes one. A decoder of ``c`` tokens, prompt and generated, therefore
+occupies ``c`` entries in the next iteration, its newest token's among them. A prompt occupies its whole length from
+admission on. ``kv_used_tokens`` is the sum: what the next iteration occupies, with every newest token counted once.
+
+* A request is admitted while there is room for its prompt and for the next token of every request in the batch,
+  itself included: ``kv_used + prompt + requests + 1 <= kv_tokens``. So whoever prefills in one iteration is not thrown
+  out at its end. A request whose KV cache comes from another replica brings its first token along: its prompt counts
+  one more.
+* After an iteration, while ``kv_used > kv_tokens``, the newest decoder gives way. It frees all its entries and waits at
+  the head of the queue; once admitted again it prefills its prompt and all that it had generated (vLLM's recomputation),
+  which yields its next token. A prompt that is being prefilled keeps its place.
+* A request is refused where its prompt and all its output exceed the cache (vLLM's ``max_model_len``). So a decoder that
+  is alone always fits, and an empty replica admits any request that it accepted.
+* A request that completes or is cancelled frees its entries at once.
 """
 
 import heapq
@@ -113,6 +133,7 @@ class ReplicaModel:
 
     @property
     def kv_used_tokens(self) -> int:
+        """KV entries that the batch occupies in the iteration under way or, between two, in the next one."""
         return self._kv_reserved + self._decode_context
 
     @property
@@ -244,8 +265,9 @@ class ReplicaModel:
                 self._waiting.popleft()
                 self._gone_waiting -= 1
                 continue
-            full = self._decoding + len(self._prefilling) >= self.limits.batch_requests
-            if full or self.kv_used_tokens + entry.prompt + 1 > self.limits.kv_tokens:
+            batch = self._decoding + len(self._prefilling)
+            needed = entry.prompt + entry.kv_arrived + batch + 1
+            if batch >= self.limits.batch_requests or self.kv_used_tokens + needed > self.limits.kv_tokens:
                 return
             self._waiting.popleft()
             if entry.kv_arrived:
@@ -278,13 +300,11 @@ class ReplicaModel:
         self._decode_context -= entry.input_tokens + entry.generated
 
     def _preempt_until_it_fits(self) -> tuple[Hashable, ...]:
-        """Every decoder needs one more KV slot: where they do not fit, the newest lose theirs and recompute."""
+        """While the next iteration would occupy more than the KV cache, the newest decoder loses its entries."""
         preempted: list[Hashable] = []
-        while self._decoding and self.kv_used_tokens + self._decoding > self.limits.kv_tokens:
-            decoding = [entry for entry in self._entries.values() if entry.decoding_since is not None]
+        while self.kv_used_tokens > self.limits.kv_tokens:
+            decoding = (entry for entry in self._entries.values() if entry.decoding_since is not None)
             newest = max(decoding, key=lambda entry: entry.order)
-            if len(decoding) == 1 and not self._prefilling:
-                break
             self._leave_decoding(newest)
             self._finishing = [item for item in self._finishing if item[2] is not newest]
             heapq.heapify(self._finishing)
