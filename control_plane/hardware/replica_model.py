@@ -18,10 +18,10 @@ admission on. ``kv_used_tokens`` is the sum: what the next iteration occupies, w
   out at its end. A request whose KV cache comes from another replica brings its first token along: its prompt counts
   one more.
 * After an iteration, while ``kv_used > kv_tokens``, the newest decoder gives way. It frees all its entries and waits at
-  the head of the queue; once admitted again it prefills its prompt and all that it had generated (vLLM's recomputation),
+  the head of the queue; once admitted again it prefills its prompt and all that it had generated (as vLLM recomputes),
   which yields its next token. A prompt that is being prefilled keeps its place.
-* A request is refused where its prompt and all its output exceed the cache (vLLM's ``max_model_len``). So a decoder that
-  is alone always fits, and an empty replica admits any request that it accepted.
+* A request is refused where its prompt and all its output exceed the cache (vLLM's ``max_model_len``). So a decoder
+  that is alone always fits, and an empty replica admits any request that it accepted.
 * A request that completes or is cancelled frees its entries at once.
 """
 
