@@ -122,8 +122,8 @@ class CoalescedReplica:
         for _, key, prompt, input_tokens, _ in self._prefilling:
             if prompt == input_tokens:
                 return now_ps - arrival_ps[key]
-        for _, key, _, _, generated, kv_arrived in self._waiting:
-            if not generated and not kv_arrived:
+        for _, key, _, _, generated, _ in self._waiting:
+            if not generated:
                 return now_ps - arrival_ps[key]
         return 0
 
@@ -315,8 +315,7 @@ class CoalescedReplica:
                 end, total = self._iterations + output_tokens - 1, input_tokens + output_tokens
                 entry = (end, order, key, total, output_tokens, self._seat_energy, self._spells)
                 heappush(self._finishing, entry)
-                self._gaps.late_request.append(key)
-                self._gaps.late_ps.append(now_ps - self._columns.first_token_ps[key])
+                self._columns.first_token_ps[key] = now_ps
                 continue
             self._reserved += prompt
             prefilling.append((order, key, prompt, input_tokens, output_tokens))

@@ -15,8 +15,8 @@ admission on. ``kv_used_tokens`` is the sum: what the next iteration occupies, w
 
 * A request is admitted while there is room for its prompt and for the next token of every request in the batch,
   itself included: ``kv_used + prompt + requests + 1 <= kv_tokens``. So whoever prefills in one iteration is not thrown
-  out at its end. A request whose KV cache comes from another replica brings its first token along: its prompt counts
-  one more.
+  out at its end. A request whose KV cache comes from another replica brings its first token along, which goes to the
+  client on admission: its prompt counts one more.
 * After an iteration, while ``kv_used > kv_tokens``, the newest decoder gives way. It frees all its entries and waits at
   the head of the queue; once admitted again it prefills its prompt and all that it had generated (as vLLM recomputes),
   which yields its next token. A prompt that is being prefilled keeps its place.
@@ -94,7 +94,7 @@ class _Entry:
     first_token_sent: bool = False
     gone: bool = False
     kv_arrived: bool = False
-    """Prefilled elsewhere: its first token is out and its KV cache is here."""
+    """Prefilled elsewhere: its KV cache and its first token are here, and the client gets that token on admission."""
 
     @property
     def prompt(self) -> int:
@@ -181,7 +181,7 @@ class ReplicaModel:
         if kv_arrived:
             if output_tokens < 2:
                 raise ValueError(f"request {key!r} has nothing left to decode: its one token came with its prefill")
-            entry.kv_arrived = entry.first_token_sent = True
+            entry.kv_arrived = True
         self._entries[key] = entry
         self._waiting.append(entry)
 
@@ -272,6 +272,7 @@ class ReplicaModel:
             self._waiting.popleft()
             if entry.kv_arrived:
                 entry.kv_arrived = False
+                entry.first_token_sent = True
                 self._enter_decoding(entry, [])
                 continue
             entry.prefilled = 0
