@@ -38,7 +38,8 @@ PS_PER_S = 10**12
 
 class IterationTimes(Protocol):
     """Integer time tables of one tensor parallelism. An iteration lasts ``alpha_ps(clock)[tokens] + context_ps x
-    (sum of the decoders' contexts) + attention_ps(clock) x (prefill chunk's tokens x tokens before them)``."""
+    (sum of the decoders' contexts) + attention_ps(clock) x units``. A context counts prompt and generated tokens. Every
+    prefilled token adds as many units as it attends to: itself and the tokens before it."""
 
     @property
     def context_ps(self) -> int: ...
@@ -87,10 +88,10 @@ class _Entry:
     submitted_ps: int
     order: int
     generated: int = 0
-    """Tokens generated before the current decoding spell."""
+    """Tokens generated before it last began to decode."""
     prefilled: int = 0
     decoding_since: int | None = None
-    """The iteration count when the current decoding spell began."""
+    """The iteration count when it last began to decode; None while it does not."""
     first_token_sent: bool = False
     gone: bool = False
     kv_arrived: bool = False
@@ -141,7 +142,7 @@ class ReplicaModel:
         return bool(self._entries)
 
     def oldest_wait_ps(self, now_ps: int) -> int:
-        """How long the request that has waited longest for its first token has waited."""
+        """How long the first in line for a first token has waited since it was submitted; 0 where nobody is."""
         for queue in (self._prefilling, self._waiting):
             for entry in queue:
                 if not entry.gone and not entry.first_token_sent:
@@ -151,8 +152,8 @@ class ReplicaModel:
     def generated(self, key: Hashable) -> int:
         """Tokens generated so far for a request that is here."""
         entry = self._entries[key]
-        spell = 0 if entry.decoding_since is None else self._iterations - entry.decoding_since
-        return entry.generated + spell
+        since = 0 if entry.decoding_since is None else self._iterations - entry.decoding_since
+        return entry.generated + since
 
     def shares(self) -> tuple[tuple[Hashable, int], ...]:
         """Who has how many tokens in the iteration under way."""
@@ -164,9 +165,9 @@ class ReplicaModel:
     def submit(
         self, key: Hashable, input_tokens: int, output_tokens: int, now_ps: int, kv_arrived: bool = False
     ) -> None:
-        """Queue a request. ``kv_arrived``: another replica prefilled it and sent its KV cache; it still has
-        ``output_tokens - 1`` to generate. Raises ValueError where it could never run: no tokens, a key already
-        here, or more tokens than the KV cache holds."""
+        """Queue a request. ``kv_arrived``: another replica prefilled it and sent its KV cache and first token; it
+        still has ``output_tokens - 1`` to generate. Raises ValueError where it could never run: no tokens, a key
+        already here, or more tokens than the KV cache holds."""
         if input_tokens < 1 or output_tokens < 1:
             raise ValueError(f"request {key!r}: {input_tokens} input and {output_tokens} output tokens; need >= 1")
         if input_tokens + output_tokens > self.limits.kv_tokens:

@@ -364,7 +364,7 @@ class SimulatedCluster:
             self._kv_left(position)
             self._lose(position)
             return
-        kv_bytes = (input_tokens + 1) * self._times.kv_bytes_per_token
+        kv_bytes = input_tokens * self._times.kv_bytes_per_token
         travel_s = self._times.kv_latency_s + kv_bytes / self._times.kv_link_bytes_per_s
         arrives_ps = self._now_ps + max(1, round(travel_s * PS_PER_S))
         heappush(self._events, arrives_ps << _KEY_BITS | _TRANSFER + len(self._transfers))

@@ -61,12 +61,13 @@ def run(
     engine: EngineFactory,
     requests: Sequence[tuple[int, int, int]],
     kv_latency_s: float = 0.002,
+    kv_bytes_per_token: float = 0.0,
     kv_tokens: int = 100_000,
 ) -> Simulated:
-    """Of (arrival in ps, input, output tokens); a KV cache takes its latency alone."""
+    """Of (arrival in ps, input, output tokens); the link carries 50 GB/s."""
     at_ps, inputs, outputs = zip(*requests, strict=True)
     trace = Trace(np.array(at_ps, np.int64), np.array(inputs, np.int32), np.array(outputs, np.int32))
-    times = ClusterTimes(kv_latency_s=kv_latency_s, kv_bytes_per_token=0.0)
+    times = ClusterTimes(kv_latency_s=kv_latency_s, kv_bytes_per_token=kv_bytes_per_token)
     tables = {8: ShapeTables(TIMES, ReplicaLimits(kv_tokens), PROFILE.gpu, 8)}
     return SimulatedCluster(PROFILE, 16, OneOfEach(), times=times, engine=engine, tables=tables).run(trace)
 
@@ -85,6 +86,12 @@ def test_the_client_has_the_first_token_after_the_hand_over(engine: EngineFactor
     hand_over_ps = prefill_ps(300) + 2 * 10**9
     assert columns.first_token_ps[0] == hand_over_ps
     assert columns.finished_ps[0] == hand_over_ps + sum(decode_ps(301 + n) for n in range(3))
+
+
+@BOTH
+def test_the_kv_of_the_prompt_travels_and_the_sampled_token_has_none(engine: EngineFactory) -> None:
+    columns = run(engine, [(0, 300, 4)], kv_bytes_per_token=50e9 / 1000).columns
+    assert columns.first_token_ps[0] == prefill_ps(300) + 2 * 10**9 + 300 * 10**9
 
 
 @BOTH
