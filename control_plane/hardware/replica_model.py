@@ -14,7 +14,7 @@ occupies ``c`` entries in the next iteration, its newest token's among them. A p
 admission on. ``kv_used_tokens`` is the sum: what the next iteration occupies, with every newest token counted once.
 
 * A request is admitted while there is room for its prompt and for the next token of every request in the batch,
-  itself included: ``kv_used + prompt + requests + 1 <= kv_tokens``. So whoever prefills in one iteration is not thrown
+  itself included: ``kv_used + prompt + requests + 1 <= kv_tokens``. So an iteration that admits anybody throws nobody
   out at its end. A request whose KV cache comes from another replica brings its first token along, which goes to the
   client on admission: its prompt counts one more.
 * After an iteration, while ``kv_used > kv_tokens``, the newest decoder gives way. It frees all its entries and waits at

@@ -38,8 +38,10 @@ def stepped(arrivals: Sequence[Arrival], limits: ReplicaLimits, freq_mhz: int = 
         if not here:
             now_ps = max(now_ps, arrivals[to_come[0]].at_ps)
             submit(to_come.pop(0))
+        already_running = replica.running
         iteration = replica.begin(freq_mhz)
         assert iteration is not None
+        admitted = replica.running - already_running
         assert replica.kv_used_tokens <= limits.kv_tokens
         before = {number: replica.generated(number) for number in here}
         for number, _ in replica.shares():
@@ -55,6 +57,7 @@ def stepped(arrivals: Sequence[Arrival], limits: ReplicaLimits, freq_mhz: int = 
                 assert replica.cancel(number)
                 here.remove(number)
         progress = replica.complete()
+        assert not (admitted and progress.preempted), "nobody is thrown out in an iteration that admits somebody"
         for number in before:
             finished = number in progress.finished
             if finished or (number in here and replica.generated(number) > before[number]):
