@@ -53,6 +53,14 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """An agent's answer to a hold: the highest clock in force by GPU, in MHz, and why the other GPUs were refused."""
+
+    in_force_mhz: dict[str, int]
+    refused: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class GpuReading:
     """One GPU now. ``locked_mhz`` is the highest clock it may take."""
 

@@ -12,7 +12,7 @@ from typing import Literal, assert_never
 
 from actors import metrics
 from actors.decision_log import DecisionLog
-from actors.held_clocks import HeldClocks, Hold
+from actors.held_clocks import HeldClocks, HoldGpus
 from actors.messages import Decision, Orders, PoolStatus, ReplicaReport
 from actors.peers import PeerAwayError
 from control_plane.actions import SetFrequency, SetGovernor, SetGpuBudget, SetPowerLimit, SetReplicas
@@ -64,7 +64,7 @@ class PoolManager:
         host: PoolHost,
         rules: PoolRules,
         forecast: Callable[[], Awaitable[Forecast]],
-        hold: Hold,
+        hold: HoldGpus,
         set_count: SetCount,
         monotonic_s: Callable[[], float],
         epoch_s: Callable[[], float],
@@ -79,7 +79,9 @@ class PoolManager:
         self._started_s = monotonic_s()
         self._seen: dict[ReplicaId, _Seen] = {}
         acts = rules.control == "act"
-        self._clocks = HeldClocks(f"pool_manager:{pool}", hold, rules.lease_ttl_s, acts, self._log)
+        self._clocks = HeldClocks(
+            f"pool_manager:{pool}", hold, rules.lease_ttl_s, int(epoch_s() * 1000), acts, self._log
+        )
         self._orders: dict[ReplicaId, Orders] = {}
         self._asked: dict[tuple[int, Role], tuple[int, float]] = {}
         self._pending: dict[tuple[int, Role], asyncio.Task[None]] = {}

@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +16,11 @@ from ray.util.placement_group import PlacementGroup, get_placement_group, placem
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors.cluster_manager import ClusterManager, ClusterPorts
-from actors.gpu.simulated import SimulatedNode, simulated_uuid
+from actors.gpu.drivers import WAIT_FOR_NODE_S, create_node, open_charged
 from actors.gpu_agent import GpuAgent
-from actors.held_clocks import Wish
 from actors.load_forecaster import LoadForecaster
-from actors.messages import Decision, GpuReading, PoolStatus
+from actors.messages import Decision, GpuReading, Held, PoolStatus
+from actors.node_agents import NodeSeen, plan_agents
 from actors.peers import PeerAwayError
 from actors.planner_actor import PerseusPlannerActor
 from actors.pool_manager import PoolManager, PoolRules
@@ -28,7 +28,8 @@ from actors.training_messages import TrainingSite
 from control_plane.domain import Load, PoolName, Role
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.profiles import load_profile
-from control_plane.ports import Gpu
+from control_plane.leases import Hold
+from control_plane.ports import GpuNode
 from control_plane.serving.hosting import ClusterHost, PoolHost
 from control_plane.serving.load_forecast import Forecast
 from control_plane.serving.policies.registry import make_policy
@@ -86,14 +87,14 @@ def planning_profile(settings: Settings) -> MachineProfile:
     return load_profile(settings.profile, settings.planning_slo())
 
 
-def node_file(run_dir: str, node_id: str) -> Path:
-    """Where the simulated GPUs of a node live, under the temp folder of that node."""
-    return Path(tempfile.gettempdir()) / run_dir / f"gpus-{node_id}.bin"
+def run_folder(run_dir: str) -> Path:
+    """The folder of this run, under the temp folder of the node."""
+    return Path(tempfile.gettempdir()) / run_dir
 
 
 def planner_folder(run_dir: str) -> Path:
     """Where the planner writes its jobs."""
-    return Path(tempfile.gettempdir()) / run_dir / "planner"
+    return run_folder(run_dir) / "planner"
 
 
 class _Ticking(Protocol):
@@ -124,7 +125,8 @@ class ClusterManagerActor(ClusterManager):
         policy = deployment.policy()
 
         async def serving_gpus() -> int:
-            return deployment.settings.serving_gpus
+            there = await asyncio.to_thread(reconcile_agents, deployment)
+            return max(0, min(deployment.settings.gpu.count, there) - deployment.settings.training.gpus)
 
         super().__init__(
             deployment.settings,
@@ -175,13 +177,14 @@ class LoadForecasterActor(LoadForecaster):
 
 class GpuAgentActor(GpuAgent):
     async def __init__(self, deployment: Deployment, node_id: str, gpus: int) -> None:  # type: ignore[misc]
-        node = SimulatedNode.create(node_file(deployment.run_dir, node_id), gpus)
+        settings = deployment.settings
 
-        def open_gpus() -> Sequence[Gpu]:
-            return [node.gpu(index) for index in range(node.count)]
+        def open_node() -> GpuNode:
+            folder = run_folder(deployment.run_dir)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return create_node(settings.gpu.driver, folder, node_id, gpus, deployment.profile.gpu)
 
-        control = deployment.settings.gpu.control
-        super().__init__(node_id, open_gpus, control, time.monotonic, node.reap_dead_contexts)
+        super().__init__(node_id, open_node, settings.gpu.control, time.monotonic)
         _start_ticking(self)
 
     async def pid(self) -> int:
@@ -191,10 +194,7 @@ class GpuAgentActor(GpuAgent):
 def start_control_plane(deployment: Deployment, first_load: Load, scale: Scale) -> None:
     """Start every control actor, detached and restarted for ever; ``first_load`` is what to be ready for at once."""
     budgets = first_budgets(deployment.policy(first_load), deployment.settings.serving_gpus, first_load)
-    for node in ray.nodes():
-        gpus = int(node["Resources"].get("GPU", 0))
-        if node["Alive"] and gpus > 0:
-            start_gpu_agent(deployment, node["NodeID"], gpus)
+    reconcile_agents(deployment)
     start_planner(deployment, reserve_training_gpus(deployment))
     _start(LoadForecasterActor, LOAD_FORECASTER, deployment, first_load)
     for pool, gpus in budgets.items():
@@ -221,15 +221,14 @@ def reserve_training_gpus(deployment: Deployment) -> TrainingSite:
     RuntimeError where no node has so many free."""
     settings = deployment.settings
     if settings.training.gpus == 0:
-        return TrainingSite(deployment.run_dir, "", (), settings.gpu.lease_ttl_s)
+        return TrainingSite(deployment.run_dir, "", (), settings.gpu.lease_ttl_s, settings.gpu.driver)
     bundle = {"GPU": float(settings.training.gpus)}
     group = placement_group([bundle], "STRICT_PACK", name=TRAINING_GPUS, lifetime="detached")
     if not group.wait(RESERVE_S):
         remove_placement_group(group)
         raise RuntimeError(f"no node has {settings.training.gpus} free GPUs to keep for training")
-    node_id, indices = ray.get(_gpus_of(group, settings.training.gpus), timeout=RESERVE_S)
-    uuids = tuple(simulated_uuid(index) for index in indices)
-    return TrainingSite(deployment.run_dir, node_id, uuids, settings.gpu.lease_ttl_s)
+    node_id, uuids = ray.get(_gpus_of(group, deployment), timeout=RESERVE_S + WAIT_FOR_NODE_S)
+    return TrainingSite(deployment.run_dir, node_id, uuids, settings.gpu.lease_ttl_s, settings.gpu.driver)
 
 
 def free_training_gpus() -> None:
@@ -240,15 +239,39 @@ def free_training_gpus() -> None:
         return
 
 
-def _gpus_of(group: PlacementGroup, gpus: int) -> Any:
+def _gpus_of(group: PlacementGroup, deployment: Deployment) -> Any:
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-    return ray.remote(_gpus_given).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=strategy).remote()
+    gpus = deployment.settings.training.gpus
+    given = ray.remote(_gpus_given).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=strategy)
+    return given.remote(deployment.settings.gpu.driver, deployment.run_dir)
 
 
-def _gpus_given() -> tuple[str, tuple[int, ...]]:
-    """This node, and the GPUs that Ray gave this task."""
+def _gpus_given(driver: str, run_dir: str) -> tuple[str, tuple[str, ...]]:
+    """This node, and the UUIDs of the GPUs that Ray gave this task."""
     context = ray.get_runtime_context()
-    return context.get_node_id(), tuple(int(index) for index in context.get_accelerator_ids()["GPU"])
+    node_id = context.get_node_id()
+    node = open_charged(driver, run_folder(run_dir), node_id)
+    return node_id, tuple(node.uuid_of(int(index)) for index in context.get_accelerator_ids()["GPU"])
+
+
+def reconcile_agents(deployment: Deployment) -> int:
+    """Start the agents that are missing, end those of dead nodes; the GPUs of the nodes that are there now."""
+    nodes = [NodeSeen(node["NodeID"], node["Alive"], int(node["Resources"].get("GPU", 0))) for node in ray.nodes()]
+    known = {name.removeprefix(gpu_agent_name("")) for name in agent_names()}
+    plan = plan_agents(nodes, known)
+    for node in plan.start:
+        start_gpu_agent(deployment, node.node_id, node.gpus)
+    for node_id in plan.gone:
+        log.warning("node %s is gone, and its GPU agent with it", node_id)
+        _end_agent(node_id)
+    return plan.gpus
+
+
+def _end_agent(node_id: str) -> None:
+    try:
+        ray.kill(actor(gpu_agent_name(node_id)), no_restart=True)
+    except ValueError:
+        return
 
 
 def start_gpu_agent(deployment: Deployment, node_id: str, gpus: int) -> ActorHandle:
@@ -314,9 +337,8 @@ async def _forecast() -> Forecast:
     return answer
 
 
-async def _hold_clocks(node_id: str, owner: str, wishes: Mapping[str, Wish], ttl_s: float) -> Mapping[str, int]:
-    clocks = {uuid: wish.freq_mhz for uuid, wish in wishes.items() if wish.freq_mhz is not None}
-    answer: Mapping[str, int] = await _call(gpu_agent_name(node_id), "hold", owner, clocks, ttl_s)
+async def _hold_clocks(node_id: str, owner: str, holds: Mapping[str, Hold], ttl_s: float, epoch: int) -> Held:
+    answer: Held = await _call(gpu_agent_name(node_id), "hold", owner, dict(holds), ttl_s, epoch)
     return answer
 
 

@@ -3,18 +3,18 @@
 from pathlib import Path
 
 from actors.gpu.simulated import SimulatedNode
-from control_plane.hardware.gpu_model import H100_SXM
 
 
 def restore_defaults(run_dir: Path) -> list[str]:
-    """Bring every GPU of the nodes kept in this run folder back to its default clock; what was found, in words."""
+    """Bring every GPU of the nodes kept in this run folder back to its defaults; what was found, in words."""
     told = []
     for path in sorted(run_dir.glob("gpus-*.bin")):
-        node = SimulatedNode(path, H100_SXM)
+        node = SimulatedNode(path)
         try:
-            lowered = [index for index in range(node.count) if node.state(index).target_mhz < node.spec.max_freq_mhz]
-            for index in lowered:
-                node.gpu(index).reset_freq()
+            lowered = [gpu for gpu in node.gpus() if gpu.locked_mhz() != gpu.supported_freqs_mhz()[-1]]
+            for gpu in lowered:
+                gpu.reset_freq()
+                gpu.reset_power_limit()
         finally:
             node.close()
         if lowered:

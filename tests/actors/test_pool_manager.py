@@ -4,13 +4,13 @@ from typing import Literal
 
 import pytest
 
-from actors.held_clocks import Wish
-from actors.messages import Orders, ReplicaReport
+from actors.messages import Held, Orders, ReplicaReport
 from actors.peers import PeerAwayError
 from actors.pool_manager import FORECAST_STALE_S, PoolManager, PoolRules
 from control_plane.actions import Action, SetFrequency, SetGovernor, SetGpuBudget, SetPowerLimit, SetReplicas, Step
 from control_plane.domain import ClassLoad, InputClass, Load, PoolName, PoolSnapshot, ReplicaId, ReplicaState, Role
 from control_plane.hardware.energy_profile import RooflineProfile
+from control_plane.leases import Hold
 from control_plane.serving.hosting import PoolHost
 from control_plane.serving.load_forecast import Forecast
 from control_plane.serving.policies.registry import make_policy
@@ -56,7 +56,7 @@ class World:
         self.now_s = 0.0
         self.load = Load({InputClass.LONG: ClassLoad(1.0, 2000, 200)})
         self.counts: list[tuple[int, int]] = []
-        self.held: dict[str, Wish] = {}
+        self.held: dict[str, Hold] = {}
         self.calls: list[str] = []
         self.agent_down = self.forecast_down = self.serve_down = self.stuck = False
         self.policy = policy or make_policy("wattray", SITE)
@@ -76,13 +76,14 @@ class World:
             raise PeerAwayError("load_forecaster does not answer")
         return Forecast(self.load, self.load)
 
-    async def hold(self, node: str, owner: str, wishes: Mapping[str, Wish], ttl_s: float) -> Mapping[str, int]:
+    async def hold(self, node: str, owner: str, wishes: Mapping[str, Hold], ttl_s: float, epoch: int) -> Held:
         self.calls.append("hold")
         if self.agent_down:
             raise PeerAwayError("no such actor")
         self.held = dict(wishes)
         sets_clocks = self.control == "act" and not self.stuck
-        return {uuid: (wish.freq_mhz if sets_clocks else None) or 1980 for uuid, wish in wishes.items()}
+        clocks = {uuid: (wish.freq_mhz if sets_clocks else None) or 1980 for uuid, wish in wishes.items()}
+        return Held(clocks, {})
 
     async def set_count(self, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
         if self.serve_down:
@@ -268,7 +269,7 @@ def test_power_limits_and_governor_bounds_reach_those_who_hold_them() -> None:
         Scripted(SetPowerLimit(a, 500.0, "hot"), SetGovernor(a, 990, 1590, "calm"), SetFrequency(a, 1590, ""))
     )
     asyncio.run(world.run(10, {"a": 2}))
-    assert set(world.held.values()) == {Wish(1590, 500.0)}
+    assert set(world.held.values()) == {Hold(1590, 500.0)}
     uuids = ("a-gpu0", "a-gpu1")
     report = ReplicaReport(a, LONG.pool, 2, "n0", uuids, ReplicaState.READY, 0, 0, 0.0)
     assert world.manager.report(report) == Orders(990, 1590)

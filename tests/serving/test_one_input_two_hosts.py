@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import pytest
 
 from actors.cluster_manager import ClusterManager, ClusterPorts
-from actors.held_clocks import Wish
 from actors.load_forecaster import LoadForecaster
-from actors.messages import Decision, GpuReading, PoolStatus, ReplicaReport
+from actors.messages import Decision, GpuReading, Held, PoolStatus, ReplicaReport
 from actors.pool_manager import STALE_S, PoolManager, PoolRules
 from control_plane.actions import Action, SetFrequency, SetGpuBudget, SetReplicas, Step
 from control_plane.domain import (
@@ -27,6 +26,7 @@ from control_plane.domain import (
     Role,
 )
 from control_plane.hardware.energy_profile import RooflineProfile
+from control_plane.leases import Hold
 from control_plane.serving.hosted_policy import MAX_TOKENS, HostedPolicy
 from control_plane.serving.hosting import ClusterHost, PoolHost, RouterHost
 from control_plane.serving.load_forecast import Forecast
@@ -150,7 +150,7 @@ class Live:
         self.router = RouterHost(policy)
         self.forecaster = LoadForecaster(SETTINGS.forecast, first_load, self.clock)
         self.counts: list[SetReplicas] = []
-        self.wishes: dict[PoolName, dict[str, Wish]] = {}
+        self.wishes: dict[PoolName, dict[str, Hold]] = {}
         self.pools = {pool.pool: self.pool_manager(policy, pool.pool) for pool in policy.pools}
         ports = ClusterPorts(
             self.forecast, self.set_budget, self.pool_status, self.pool_decisions, self.readings, self.serving_gpus
@@ -186,9 +186,9 @@ class Live:
     async def serving_gpus(self) -> int:
         return GPUS
 
-    async def hold(self, node: str, owner: str, wishes: Mapping[str, Wish], ttl_s: float) -> Mapping[str, int]:
+    async def hold(self, node: str, owner: str, wishes: Mapping[str, Hold], ttl_s: float, epoch: int) -> Held:
         self.wishes[PoolName(owner.partition(":")[2])] = dict(wishes)
-        return {uuid: wish.freq_mhz or PROFILE.freqs_mhz[-1] for uuid, wish in wishes.items()}
+        return Held({uuid: wish.freq_mhz or PROFILE.freqs_mhz[-1] for uuid, wish in wishes.items()}, {})
 
     async def set_count(self, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
         self.counts.append(SetReplicas(pool, tp, replicas, "", role))
