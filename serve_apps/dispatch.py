@@ -182,7 +182,8 @@ class Dispatcher:
             raise
         except (ReplicaLostError, EngineStoppedError) as error:
             outcome = Outcome.UNAVAILABLE if flight.ttft_s is None else Outcome.FAILED
-            raise AdmittedError(503, f"the replica was lost: {error}", "replica_lost") from error
+            when = "before it answered" if flight.ttft_s is None else "in the middle of the answer"
+            raise AdmittedError(503, f"the replica failed {when}: {error}", "replica_lost") from error
         except RequestRefusedError as error:
             outcome = Outcome.REFUSED
             raise AdmittedError(400, str(error), "engine_refused") from error
