@@ -143,5 +143,5 @@ class KvHandover(Protocol):
         ...
 
     def decode(self, request: GenerateRequest, handover: Handover) -> AsyncGenerator[Chunk, None]:
-        """The tokens after the first one."""
+        """The tokens after the first one, where there are more: not for a first chunk that has a finish reason."""
         ...

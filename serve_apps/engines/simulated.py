@@ -3,7 +3,8 @@
 The engine keeps its own schedule: an iteration begins where the last one ended, not where the operating system woke
 us, so a late wake-up delays delivery and never stretches the simulated work.
 
-It does not hand KV caches over: how long a transfer takes belongs to a link that this engine does not have.
+Prefill and decode may run on two engines. The KV cache then changes hands in no time: the link between two replicas
+is not simulated here (the virtual-time cluster has one).
 """
 
 import asyncio
@@ -11,7 +12,8 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.gpu.simulated import SimulatedNode
@@ -24,6 +26,7 @@ from serve_apps.engines.protocol import (
     EngineStats,
     EngineStoppedError,
     GenerateRequest,
+    Handover,
     RequestRefusedError,
 )
 from serve_apps.engines.word_tokenizer import WordTokenizer
@@ -102,15 +105,23 @@ class SimulatedEngine:
         return self._loop.exception() if ended and self._loop is not None else None
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        stream = self._submit(request)
-        try:
-            async for chunk in self._follow(request.request_id, stream):
+        stream = self._submit(request, *_end_of(request))
+        async with aclosing(self._deliver_to(request, stream)) as chunks:
+            async for chunk in chunks:
                 yield chunk
-        finally:
-            if self._streams.get(request.request_id) is stream:
-                del self._streams[request.request_id]
-                if not stream.done:
-                    self._model.cancel(request.request_id)
+
+    async def prefill(self, request: GenerateRequest) -> Handover:
+        stop_after, reason = _end_of(request)
+        stream = self._submit(request, 1, reason)
+        async with aclosing(self._deliver_to(request, stream)) as chunks:
+            first = await anext(chunks)
+        return Handover(first if stop_after == 1 else replace(first, finish_reason=None), {})
+
+    async def decode(self, request: GenerateRequest, handover: Handover) -> AsyncGenerator[Chunk, None]:
+        stream = self._submit(request, *_end_of(request), already=handover.first.tokens)
+        async with aclosing(self._deliver_to(request, stream)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def cancel(self, request_id: str) -> bool:
         stream = self._streams.pop(request_id, None)
@@ -169,28 +180,33 @@ class SimulatedEngine:
         for index in self._indices:
             self._node.close_context(index, os.getpid())
 
-    def _submit(self, request: GenerateRequest) -> _Stream:
+    def _submit(self, request: GenerateRequest, stop_after: int, reason: str, already: int = 0) -> _Stream:
+        """``already``: tokens that another engine generated; their KV cache is here."""
         if not self.alive():
             raise EngineStoppedError("the engine has stopped" if self._loop else "the engine is not loaded yet")
         if self._draining:
             raise EngineStoppedError("the engine is draining and takes no more requests")
         try:
-            wanted = read_extensions(request.extensions).get(OUTPUT_TOKENS)
-            ends_itself = wanted is not None and wanted <= request.max_tokens
-            stop_after = wanted if wanted is not None and ends_itself else request.max_tokens
-            self._model.submit(request.request_id, request.input_tokens, stop_after, _now_ps())
+            self._model.submit(request.request_id, request.input_tokens, stop_after, _now_ps(), already > 0)
         except ValueError as error:
             raise RequestRefusedError(str(error)) from None
-        stream = _Stream(
-            stop_after,
-            "stop" if ends_itself else "length",
-            request.input_tokens,
-            time.monotonic() - request.waited_s,
-            request.ttft_limit_s,
-        )
+        arrival_s = time.monotonic() - request.waited_s
+        stream = _Stream(stop_after, reason, request.input_tokens, arrival_s, request.ttft_limit_s, already)
+        if already:
+            stream.changed.set()
         self._streams[request.request_id] = stream
         self._work.set()
         return stream
+
+    async def _deliver_to(self, request: GenerateRequest, stream: _Stream) -> AsyncGenerator[Chunk, None]:
+        try:
+            async for chunk in self._follow(request.request_id, stream):
+                yield chunk
+        finally:
+            if self._streams.get(request.request_id) is stream:
+                del self._streams[request.request_id]
+                if not stream.done:
+                    self._model.cancel(request.request_id)
 
     async def _follow(self, key: str, stream: _Stream) -> AsyncGenerator[Chunk, None]:
         await stream.changed.wait()
@@ -200,7 +216,7 @@ class SimulatedEngine:
             if not stream.done and not self.alive():
                 raise EngineStoppedError("the engine stopped in the middle of a generation")
             done = stream.done  # it may change while a chunk is on its way
-            total = stream.stop_after if done else self._model.generated(key)
+            total = stream.stop_after if done else max(stream.sent, self._model.generated(key))
             fresh, stream.sent = total - stream.sent, total
             stream.changed.clear()
             if fresh or done:
@@ -263,6 +279,17 @@ class SimulatedEngine:
             stream = self._streams.get(str(key))
             if stream is not None:
                 stream.changed.set()
+
+
+def _end_of(request: GenerateRequest) -> tuple[int, str]:
+    """After how many tokens the answer ends, and why. Raises RequestRefusedError."""
+    try:
+        wanted = read_extensions(request.extensions).get(OUTPUT_TOKENS)
+    except ValueError as error:
+        raise RequestRefusedError(str(error)) from None
+    if wanted is not None and wanted <= request.max_tokens:
+        return wanted, "stop"
+    return request.max_tokens, "length"
 
 
 def _now_ps() -> int:
