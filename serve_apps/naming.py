@@ -4,6 +4,8 @@ from control_plane.domain import PoolName, Role
 
 REPLICA_DEPLOYMENT = "ModelReplica"
 ROUTER_APP = "router"
+PROXY_ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_apps.proxy_shield.middlewares"}
+"""What a Ray head needs in its environment so that Serve's HTTP proxy loads ``proxy_shield``."""
 
 
 def pool_app(pool: PoolName, tp: int, role: Role = Role.COMBINED) -> str:
