@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
 from control_plane.domain import Request, Slo
 
@@ -83,7 +84,7 @@ async def _send(session: aiohttp.ClientSession, url: str, model: str, request: R
                     stream.read(line, time.monotonic())
             else:
                 stream.error = f"HTTP {answer.status}: {_message_of(await answer.text())}"
-    except (aiohttp.ClientError, TimeoutError, ValueError) as failure:
+    except (aiohttp.ClientError, HttpProcessingError, TimeoutError, ValueError) as failure:
         stream.error = f"{type(failure).__name__}: {failure}"
     error = stream.outcome(request.output_tokens)
     if error is not None:

@@ -83,7 +83,7 @@ def test_requests_go_out_at_their_times_and_latencies_are_the_clients() -> None:
         (9, "ended after 3 of 9 tokens"),
         (15, "JSONDecodeError"),
         (16, "not an event of a completion"),
-        (17, "ValueError"),
+        (17, "LineTooLong"),
         (18, "the replica failed in the middle of the answer"),
     ],
 )
