@@ -8,6 +8,7 @@ from functools import cache
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from actors.messages import GpuReading, PoolStatus
+from control_plane.domain import ReplicaState
 
 HELP = {
     "wattray_gpu_power_watts": "Power a GPU draws now.",
@@ -57,7 +58,8 @@ def gpu(reading: GpuReading, spent_j: float) -> None:
 
 def pool(status: PoolStatus) -> None:
     tags = {"pool": str(status.pool)}
-    gauge("wattray_pool_replicas", "pool").set(len(status.replicas), tags)
+    ready = sum(replica.state is ReplicaState.READY for replica in status.replicas)
+    gauge("wattray_pool_replicas", "pool").set(ready, tags)
     gauge("wattray_pool_gpu_budget", "pool").set(status.gpu_budget, tags)
     gauge("wattray_pool_load_requests_per_second", "pool").set(status.load_rps, tags)
 

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from control_plane.domain import InputClass, PoolName, Slo
 from control_plane.field_errors import explain
 
+LARGEST_BODY_BYTES = 16 * 1024 * 1024
+"""What Ray Serve's proxy lets pass at all: it and the router hold a body in memory at once."""
+
 
 class SettingsError(ValueError):
     """A setting is unknown or out of range; the message names the field, the value and the fix."""
@@ -126,7 +129,7 @@ class ServeSettings(_Part):
     max_output_tokens: int = Field(4096, ge=1)
     """The most that `max_tokens` may ask for. A replica that drains waits for its longest answer at the TBT limit:
     4,096 tokens at 0.1 s take 410 s. The longest answer of the Azure 2023 traces has 1,899 tokens."""
-    max_body_bytes: int = Field(1_048_576, ge=1024)
+    max_body_bytes: int = Field(1_048_576, ge=1024, le=LARGEST_BODY_BYTES)
     """A larger request is refused before it is read: 32 bytes for each of 32,768 prompt tokens, where English text
     takes about 4 and escaped Chinese 12."""
     overhead_s: float = Field(0.030, ge=0)

@@ -4,7 +4,7 @@ arrival."""
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from control_plane.domain import InputClass, Slo
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.settings import Settings
-from serve_apps.api_errors import ApiError
+from serve_apps.api_errors import ApiError, declared_bytes
 from serve_apps.engines.factory import ReadExtensions, extensions_of, make_tokenizer
 from serve_apps.engines.protocol import GenerateRequest, Tokenizer
 from serve_apps.openai_api import DEFAULT_MAX_TOKENS, ChatRequest, CompletionRequest, refuse_unsupported
@@ -129,7 +129,7 @@ class BodyLimit:
                 raise HTTPException(413, self._told())
             return message
 
-        if scope["type"] == "http" and (_declared_bytes(scope) or 0) > self._limit:
+        if scope["type"] == "http" and declared_bytes(scope) > self._limit:
             self._refused(413)
             await ApiError(413, self._told(), "body_too_large").response()(scope, receive, send)
             return
@@ -137,11 +137,3 @@ class BodyLimit:
 
     def _told(self) -> str:
         return f"the body is larger than {self._limit} bytes"
-
-
-def _declared_bytes(scope: Scope) -> int | None:
-    headers: Any = scope["headers"]
-    for name, value in headers:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else None
-    return None

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 RETRY_AFTER_S = 5
 """What a client is told to wait where no replica could serve it: Ray Serve replaces one in about 3 s."""
@@ -34,6 +35,12 @@ class AdmittedError(ApiError):
 
 def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def declared_bytes(scope: Scope) -> int:
+    """The length of the body as the request declares it; 0 where it does not."""
+    value = dict(scope["headers"]).get(b"content-length", b"")
+    return int(value) if value.isdigit() else 0
 
 
 def add_handlers(api: FastAPI, refused: Callable[[int], None]) -> None:

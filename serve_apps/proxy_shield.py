@@ -1,5 +1,6 @@
 """What Ray Serve's HTTP proxy does for a request whose router died: send it again while nothing was delivered, else a
-typed error. Serve itself would answer with a plain-text 500, or cut the stream off without a word.
+typed error. Serve itself would answer with a plain-text 500, or cut the stream off without a word. It also stops
+bodies that no setting allows: Serve would read them whole and copy them to the router first.
 
 Serve loads it where the environment of the Ray head names it (``naming.PROXY_ENVIRONMENT``).
 """
@@ -10,15 +11,15 @@ import logging
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_apps.api_errors import ApiError
+from control_plane.settings import LARGEST_BODY_BYTES
+from serve_apps.api_errors import ApiError, declared_bytes
 from serve_apps.sse import DONE, event
 
 log = logging.getLogger(__name__)
 
 WAITS_S = (0.5, 2.0)
 """Before the second and the third attempt: Serve notices a dead router at once and replaces it in about 3 s."""
-REPLAY_BYTES = 4 * 1024 * 1024
-"""A larger body is not kept for another attempt."""
+TOO_LARGE = ApiError(413, f"the body is larger than {LARGEST_BODY_BYTES} bytes", "body_too_large")
 
 
 def middlewares() -> list[Middleware]:
@@ -35,6 +36,9 @@ class ProxyShield:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self._app(scope, receive, send)
             return
+        if declared_bytes(scope) > LARGEST_BODY_BYTES:
+            await TOO_LARGE.response()(scope, receive, send)
+            return
         body = _KeptBody(receive)
         for wait_s in (*self._waits_s, None):
             answer = _Answer(send)
@@ -42,10 +46,13 @@ class ProxyShield:
             await self._app(dict(scope), body.from_the_start(), answer.send)
             if answer.finished or body.client_left:
                 return
+            if body.too_large and not answer.begun:
+                await TOO_LARGE.response()(scope, receive, send)
+                return
             if answer.begun:
                 await answer.break_off()
                 return
-            if wait_s is None or not body.replayable:
+            if wait_s is None:
                 break
             log.warning("the router died under a request, which is sent again in %.1f s", wait_s)
             await asyncio.sleep(wait_s)
@@ -61,11 +68,7 @@ class _KeptBody:
         self._receive = receive
         self._kept: list[Message] = []
         self._bytes = 0
-        self.client_left = False
-
-    @property
-    def replayable(self) -> bool:
-        return self._bytes <= REPLAY_BYTES
+        self.client_left = self.too_large = False
 
     def from_the_start(self) -> Receive:
         position = 0
@@ -80,11 +83,11 @@ class _KeptBody:
                 self.client_left = True
                 return message
             self._bytes += len(message.get("body", b""))
-            if self.replayable:
-                self._kept.append(message)
-                position += 1
-            else:
-                self._kept.clear()
+            if self._bytes > LARGEST_BODY_BYTES:
+                self.too_large = True
+                return {"type": "http.disconnect"}
+            self._kept.append(message)
+            position += 1
             return message
 
         return receive

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -46,7 +46,7 @@ class Proxy:
             await send(message)
 
 
-def post(proxy: Callable[..., Awaitable[None]], content: bytes = b'{"a": 1}', path: str = "/v1/completions") -> Any:
+def post(proxy: Callable[..., Awaitable[None]], content: Any = b'{"a": 1}', path: str = "/v1/completions") -> Any:
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(ProxyShield(proxy, (0.0, 0.0)))  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:
@@ -96,11 +96,31 @@ def test_a_stream_that_is_cut_off_ends_with_a_typed_error() -> None:
     assert len(proxy.bodies) == 1
 
 
-def test_a_body_that_is_too_large_to_keep_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy_shield, "REPLAY_BYTES", 5)
-    proxy = Proxy([], GOOD)
-    assert post(proxy).status_code == 503
-    assert len(proxy.bodies) == 1
+def test_a_body_that_no_setting_allows_is_stopped_by_its_declared_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_shield, "LARGEST_BODY_BYTES", 5)
+    proxy = Proxy(GOOD)
+    answer = post(proxy, b"123456")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    assert proxy.bodies == []
+
+
+def test_a_body_without_a_length_is_stopped_where_it_grows_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy_shield, "LARGEST_BODY_BYTES", 5)
+    read = 0
+
+    async def parts() -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(100):
+            read += 1
+            yield b"ab"
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            continue
+
+    answer = post(proxy, parts())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    assert read == 3
 
 
 def test_a_client_that_left_gets_no_second_attempt() -> None:
@@ -122,7 +142,7 @@ def test_a_client_that_left_gets_no_second_attempt() -> None:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        await ProxyShield(proxy)({"type": "http", "path": "/v1/models"}, receive, send)
+        await ProxyShield(proxy)({"type": "http", "path": "/v1/models", "headers": []}, receive, send)
         return sent
 
     assert asyncio.run(run()) == []
