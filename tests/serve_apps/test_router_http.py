@@ -297,7 +297,7 @@ def test_a_large_body_without_a_length_is_read_no_further_than_the_limit() -> No
 
 
 def test_very_many_messages_are_refused_quickly() -> None:
-    roomy = parse_settings({"serve": {"max_body_bytes": 100_000_000}})
+    roomy = parse_settings({"serve": {"max_body_bytes": 16_000_000}})
     parts = router_of(ScriptedReplicas(r0=answers("a")), roomy)
     wanted = chat(messages=[{"role": "user", "content": "x"}] * 300_000)
     content = json.dumps(wanted).encode()
