@@ -10,8 +10,6 @@ from control_plane.settings import ForecastSettings
 class LoadForecaster:
     """A thin shell around WindowForecaster. After a restart it starts from ``first_load`` again."""
 
-    tick_s = 60.0
-
     def __init__(self, settings: ForecastSettings, first_load: Load, monotonic_s: Callable[[], float]) -> None:
         self._forecaster = WindowForecaster(settings, first_load, monotonic_s())
         self._monotonic_s = monotonic_s
@@ -24,6 +22,3 @@ class LoadForecaster:
 
     def forecast(self) -> Forecast:
         return self._forecaster.forecast(self._monotonic_s())
-
-    async def tick(self) -> None:
-        return None

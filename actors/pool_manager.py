@@ -6,12 +6,13 @@ It holds no state that its replicas, the cluster manager and the next second wou
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from actors import metrics
 from actors.decision_log import DecisionLog
+from actors.held_clocks import HeldClocks, Hold
 from actors.messages import Decision, Orders, PoolStatus, ReplicaReport
 from actors.peers import PeerAwayError
 from control_plane.actions import SetFrequency, SetGovernor, SetGpuBudget, SetPowerLimit, SetReplicas
@@ -31,16 +32,6 @@ FORECAST_STALE_S = 60.0
 """A forecast older than this is no reason to keep a clock lowered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What one GPU should be held at; None leaves that side alone."""
-
-    freq_mhz: int | None = None
-    power_w: float | None = None
-
-
-Hold = Callable[[str, str, Mapping[str, Wish], float], Awaitable[Mapping[str, int]]]
-"""(node id, owner, wishes by GPU UUID, TTL in seconds) → the highest clock each of these GPUs may take now."""
 SetCount = Callable[[PoolName, int, Role, int], Awaitable[None]]
 """(pool, tp, role, replicas): how many should run."""
 
@@ -64,15 +55,6 @@ class _Seen:
     at_s: float
 
 
-@dataclass(slots=True)
-class _Held:
-    """What is wanted of one replica, and what was told of it in the log."""
-
-    wish: Wish = field(default_factory=Wish)
-    why: str = ""
-    told: tuple[Wish, str] | None = None
-
-
 class PoolManager:
     """Ports are functions, so the same class runs on Ray and in a plain test."""
 
@@ -91,13 +73,13 @@ class PoolManager:
         self.tick_s = rules.tick_s
         self._host, self._rules = host, rules
         self._gpu_budget = rules.gpu_budget
-        self._ask_forecast, self._hold, self._set_count = forecast, hold, set_count
+        self._ask_forecast, self._set_count = forecast, set_count
         self._monotonic_s = monotonic_s
         self._log = DecisionLog(f"pool_manager:{pool}", str(pool), epoch_s)
         self._started_s = monotonic_s()
         self._seen: dict[ReplicaId, _Seen] = {}
-        self._wanted: dict[ReplicaId, _Held] = {}
-        self._in_force_mhz: dict[ReplicaId, int] = {}
+        acts = rules.control == "act"
+        self._clocks = HeldClocks(f"pool_manager:{pool}", hold, rules.lease_ttl_s, acts, self._log)
         self._orders: dict[ReplicaId, Orders] = {}
         self._asked: dict[tuple[int, Role], tuple[int, float]] = {}
         self._pending: dict[tuple[int, Role], asyncio.Task[None]] = {}
@@ -133,7 +115,7 @@ class PoolManager:
             self._gpu_budget,
             tuple(seen.report for seen in self._seen.values()),
             {str(replica_id): self._observed_mhz(seen.report) for replica_id, seen in self._seen.items()},
-            {str(r): held.wish.freq_mhz for r, held in self._wanted.items() if held.wish.freq_mhz is not None},
+            self._clocks.wished_mhz(),
             self._host.load_rps(self._forecast),
             self._host.plan(),
         )
@@ -148,10 +130,10 @@ class PoolManager:
         if self._paused:
             return
         self._forget_silent()
-        await self._renew()
+        await self._clocks.renew(self._reports())
         await self._hear_forecast()
         if self._may_step() and self._step():
-            await self._renew()
+            await self._clocks.renew(self._reports())
         metrics.pool(self.status())
 
     def _may_step(self) -> bool:
@@ -163,23 +145,22 @@ class PoolManager:
     def _step(self) -> bool:
         """Ask the policy and take its actions; whether a clock or a power limit is wanted otherwise than before."""
         step = self._host.step(self._monotonic_s(), self._gpu_budget or 0, self._forecast, self._views())
-        before = {replica_id: held.wish for replica_id, held in self._wanted.items()}
+        before = self._clocks.wishes()
         for action in step.actions:
             match action:
                 case SetReplicas():
                     self._ask_for(action)
                 case SetFrequency(replica_id, freq_mhz, why):
-                    power_w = self._held(replica_id).wish.power_w
-                    self._want(replica_id, Wish(freq_mhz, power_w), why)
+                    self._clocks.want_freq(replica_id, freq_mhz, why)
                 case SetPowerLimit(replica_id, power_w, why):
-                    self._want(replica_id, Wish(self._held(replica_id).wish.freq_mhz, power_w), why)
+                    self._clocks.want_power(replica_id, power_w, why)
                 case SetGovernor(replica_id, floor_mhz, ceiling_mhz, why):
                     self._order(replica_id, Orders(floor_mhz, ceiling_mhz), why)
                 case SetGpuBudget():
                     raise ValueError(f"pool {self.pool}: a pool's controller may not set a budget: {action}")
                 case _:
                     assert_never(action)
-        return before != {replica_id: held.wish for replica_id, held in self._wanted.items()}
+        return before != self._clocks.wishes()
 
     # replicas
 
@@ -217,15 +198,6 @@ class PoolManager:
         if not repeated:
             self._log.note(_count_text(action), action.why)
 
-    # clocks, power limits and governors
-
-    def _held(self, replica_id: ReplicaId) -> _Held:
-        return self._wanted.setdefault(replica_id, _Held())
-
-    def _want(self, replica_id: ReplicaId, wish: Wish, why: str) -> None:
-        held = self._held(replica_id)
-        held.wish, held.why = wish, why
-
     def _order(self, replica_id: ReplicaId, orders: Orders, why: str) -> None:
         if self._orders.get(replica_id) != orders:
             acting = self._rules.control == "act"
@@ -233,51 +205,6 @@ class PoolManager:
             self._log.note(text, why, "done" if acting else "recommended")
             if acting:
                 self._orders[replica_id] = orders
-
-    async def _renew(self) -> None:
-        """Send every wish of the pool to its node's agent again: that renews the leases."""
-        by_node: dict[str, dict[str, Wish]] = {}
-        for replica_id, seen in self._seen.items():
-            wishes = by_node.setdefault(seen.report.node_id, {})
-            held = self._wanted.get(replica_id)
-            if held is not None and held.wish != Wish() and seen.report.state is ReplicaState.READY:
-                wishes.update(dict.fromkeys(seen.report.gpu_uuids, held.wish))
-        owner = f"pool_manager:{self.pool}"
-        nodes = list(by_node.items())
-        answers = await asyncio.gather(
-            *(self._hold(node, owner, wishes, self._rules.lease_ttl_s) for node, wishes in nodes),
-            return_exceptions=True,
-        )
-        in_force: dict[str, int] = {}
-        for (node, _), answer in zip(nodes, answers, strict=True):
-            if isinstance(answer, BaseException):
-                log.warning("pool %s: the agent of node %s does not answer: %r", self.pool, node, answer)
-            else:
-                in_force.update(answer)
-        self._learn_in_force(in_force)
-
-    def _learn_in_force(self, in_force: Mapping[str, int]) -> None:
-        """What the agents say is in force, and the decisions whose outcome that settles."""
-        for replica_id, seen in self._seen.items():
-            held = self._wanted.get(replica_id)
-            clocks = [in_force[uuid] for uuid in seen.report.gpu_uuids if uuid in in_force]
-            if clocks:
-                self._in_force_mhz[replica_id] = min(clocks)
-            if held is None or seen.report.state is not ReplicaState.READY:
-                continue
-            outcome = self._outcome(held.wish, clocks, len(seen.report.gpu_uuids))
-            if held.told != (held.wish, outcome):
-                held.told = (held.wish, outcome)
-                self._log.note(_wish_text(replica_id, held.wish), held.why, outcome)
-
-    def _outcome(self, wish: Wish, clocks: list[int], gpus: int) -> str:
-        if self._rules.control == "recommend":
-            return "recommended"
-        if len(clocks) < gpus:
-            return f"failed: the agent answers for {len(clocks)} of {gpus} GPUs"
-        if wish.freq_mhz is not None and max(clocks) > wish.freq_mhz:
-            return f"failed: the GPUs may take {max(clocks)} MHz"
-        return "done"
 
     # what is seen
 
@@ -287,9 +214,9 @@ class PoolManager:
             self._forecast_at_s = self._monotonic_s()
         except PeerAwayError as error:
             log.warning("pool %s: no forecast: %r", self.pool, error)
-        if not self._forecast_is_fresh() and any(held.wish != Wish() for held in self._wanted.values()):
+        if not self._forecast_is_fresh() and self._clocks.wishes():
             self._log.note("full clock for every replica", f"no forecast for {FORECAST_STALE_S:.0f} s")
-            self._wanted.clear()
+            self._clocks.let_go()
             self._host.ask_at_once()
 
     def _forecast_is_fresh(self) -> bool:
@@ -298,8 +225,12 @@ class PoolManager:
     def _forget_silent(self) -> None:
         now_s = self._monotonic_s()
         for replica_id in [r for r, seen in self._seen.items() if now_s - seen.at_s > STALE_S]:
-            for known in (self._seen, self._wanted, self._in_force_mhz, self._orders):
-                known.pop(replica_id, None)
+            del self._seen[replica_id]
+            self._orders.pop(replica_id, None)
+            self._clocks.forget(replica_id)
+
+    def _reports(self) -> list[ReplicaReport]:
+        return [seen.report for seen in self._seen.values()]
 
     def _views(self) -> list[ReplicaView]:
         routable_known = self._monotonic_s() - self._routable_at_s < STALE_S
@@ -331,15 +262,9 @@ class PoolManager:
         """The clock the replica sees; where it cannot see, what its agent says is in force; else full."""
         if report.freq_mhz is not None:
             return report.freq_mhz
-        return self._in_force_mhz.get(report.replica_id, self._rules.full_clock_mhz)
+        return self._clocks.in_force_mhz(report.replica_id) or self._rules.full_clock_mhz
 
 
 def _count_text(action: SetReplicas) -> str:
     role = "" if action.role is Role.COMBINED else f" {action.role}"
     return f"{action.replicas} x TP{action.tp}{role}"
-
-
-def _wish_text(replica_id: ReplicaId, wish: Wish) -> str:
-    parts = [f"{wish.freq_mhz} MHz"] if wish.freq_mhz is not None else []
-    parts += [f"{wish.power_w:.0f} W"] if wish.power_w is not None else []
-    return f"{replica_id} → {', '.join(parts) or 'full clock'}"

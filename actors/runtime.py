@@ -18,11 +18,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from actors.cluster_manager import ClusterManager, ClusterPorts
 from actors.gpu.simulated import SimulatedNode, simulated_uuid
 from actors.gpu_agent import GpuAgent
+from actors.held_clocks import Wish
 from actors.load_forecaster import LoadForecaster
 from actors.messages import Decision, GpuReading, PoolStatus
 from actors.peers import PeerAwayError
 from actors.planner_actor import PerseusPlannerActor
-from actors.pool_manager import PoolManager, PoolRules, Wish
+from actors.pool_manager import PoolManager, PoolRules
 from actors.training_messages import TrainingSite
 from control_plane.domain import Load, PoolName, Role
 from control_plane.hardware.machine_profile import MachineProfile
@@ -170,7 +171,6 @@ class PoolManagerActor(PoolManager):
 class LoadForecasterActor(LoadForecaster):
     async def __init__(self, deployment: Deployment, first_load: Load) -> None:  # type: ignore[misc]
         super().__init__(deployment.settings.forecast, first_load, time.monotonic)
-        _start_ticking(self)
 
 
 class GpuAgentActor(GpuAgent):

@@ -4,9 +4,10 @@ from typing import Literal
 
 import pytest
 
+from actors.held_clocks import Wish
 from actors.messages import Orders, ReplicaReport
 from actors.peers import PeerAwayError
-from actors.pool_manager import FORECAST_STALE_S, PoolManager, PoolRules, Wish
+from actors.pool_manager import FORECAST_STALE_S, PoolManager, PoolRules
 from control_plane.actions import Action, SetFrequency, SetGovernor, SetGpuBudget, SetPowerLimit, SetReplicas, Step
 from control_plane.domain import ClassLoad, InputClass, Load, PoolName, PoolSnapshot, ReplicaId, ReplicaState, Role
 from control_plane.hardware.energy_profile import RooflineProfile

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import pytest
 
 from actors.cluster_manager import ClusterManager, ClusterPorts
+from actors.held_clocks import Wish
 from actors.load_forecaster import LoadForecaster
 from actors.messages import Decision, GpuReading, PoolStatus, ReplicaReport
-from actors.pool_manager import STALE_S, PoolManager, PoolRules, Wish
+from actors.pool_manager import STALE_S, PoolManager, PoolRules
 from control_plane.actions import Action, SetFrequency, SetGpuBudget, SetReplicas, Step
 from control_plane.domain import (
     ClusterSnapshot,
