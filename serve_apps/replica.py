@@ -7,16 +7,13 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
-import ray
 from ray import serve
 
 from actors import runtime
-from actors.gpu.simulated import SimulatedNode, simulated_uuid
 from actors.messages import Orders, ReplicaReport
 from actors.peers import PeerAwayError
-from actors.runtime import Deployment, gpu_agent_name, node_file, pool_manager_name
+from actors.runtime import Deployment, gpu_agent_name, pool_manager_name
 from control_plane.domain import PoolName, QueueView, ReplicaId, ReplicaState, Role
 from control_plane.ports import Gpu, GpuError
 from control_plane.serving.policy import Needs
@@ -25,6 +22,7 @@ from serve_apps.engines.factory import make_engine
 from serve_apps.engines.protocol import Chunk, Engine, GenerateRequest
 from serve_apps.governor_host import ClockRange, GovernorHost
 from serve_apps.latencies import Latencies
+from serve_apps.replica_gpus import gpus_given
 
 log = logging.getLogger(__name__)
 
@@ -133,16 +131,12 @@ class ModelReplica:
     ) -> None:
         settings, profile = deployment.settings, deployment.profile
         policy, actors = deployment.policy(), ControlActors(runtime.actor)
-        indices, node_id = _gpus_given(tp)
-        node = SimulatedNode(node_file(deployment.run_dir, node_id), profile.gpu)
-        uuids = tuple(simulated_uuid(index) for index in indices)
+        given = gpus_given(deployment, tp)
         replica_id = ReplicaId(serve.get_replica_context().replica_id.unique_id)
-        self._engine = make_engine(settings, profile, tp, role, node, indices)
+        self._engine = make_engine(settings, profile, tp, role, given.node, given.indices)
         self._latencies = Latencies(time.monotonic)
-        seat = Seat(replica_id, pool, tp, role, node_id, uuids)
-        account = ReplicaAccount(
-            seat, self._engine, tuple(node.gpu(index) for index in indices), policy.needs, self._latencies
-        )
+        seat = Seat(replica_id, pool, tp, role, given.node_id, given.uuids)
+        account = ReplicaAccount(seat, self._engine, given.gpus, policy.needs, self._latencies)
         self._governor: GovernorHost | None = None
         governor = policy.governor(pool, tp, role)
         if governor is not None:
@@ -151,10 +145,10 @@ class ModelReplica:
                 return self._engine.queue(account.freq_mhz() or profile.max_freq_mhz)
 
             async def hold(clocks: Mapping[str, int], ttl_s: float) -> None:
-                await actors.call(gpu_agent_name(node_id), "hold", f"governor:{replica_id}", dict(clocks), ttl_s)
+                await actors.call(gpu_agent_name(given.node_id), "hold", f"governor:{replica_id}", dict(clocks), ttl_s)
 
             clocks = ClockRange(tuple(profile.freqs_mhz), settings.gpu.lease_ttl_s)
-            self._governor = GovernorHost(governor, queue, hold, uuids, clocks, time.monotonic)
+            self._governor = GovernorHost(governor, queue, hold, given.uuids, clocks, time.monotonic)
         reports = ReplicaReports(account, pool, actors, self._governor)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(reports.run())]
@@ -191,12 +185,3 @@ class ModelReplica:
         if not await self._engine.drain(LAST_DRAIN_S):
             log.warning("streams are cut off: they did not end while the replica drained")
         await self._engine.shutdown()
-
-
-def _gpus_given(tp: int) -> tuple[list[int], str]:
-    """Ray's indices of the GPUs that this replica got, and its node."""
-    context: Any = ray.get_runtime_context()
-    indices = [int(index) for index in context.get_accelerator_ids()["GPU"]]
-    if len(indices) != tp:
-        raise RuntimeError(f"TP{tp} needs {tp} GPUs, Ray gave {indices}")
-    return indices, context.get_node_id()

@@ -14,11 +14,10 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
-from actors.gpu.simulated import SimulatedNode
 from control_plane.domain import QueuedPrompt, QueueView, Role
-from control_plane.hardware.gpu_model import IDLE
+from control_plane.hardware.gpu_model import IDLE, Activity, GpuState
 from control_plane.hardware.replica_model import PS_PER_S, IterationTimes, Progress, ReplicaLimits, ReplicaModel
 from serve_apps.engines.protocol import (
     Chunk,
@@ -37,6 +36,17 @@ PS_PER_NS = 1000
 OUTPUT_TOKENS = "simulated_output_tokens"
 """The request extension that says after how many tokens the model would have ended its answer; without it a
 generation runs to its ``max_tokens``."""
+
+
+class ChargedNode(Protocol):
+    """GPUs that are told what work they do, because no real work is done on them."""
+
+    def open_context(self, index: int, pid: int) -> None: ...
+    def close_context(self, index: int, pid: int) -> None: ...
+    def state(self, index: int) -> GpuState: ...
+    def set_activity(self, indices: Sequence[int], activity: Activity, at_ns: int | None = None) -> int:
+        """They work like this from ``at_ns`` (``time.monotonic_ns()``) on."""
+        ...
 
 
 def read_extensions(fields: Mapping[str, Any]) -> dict[str, int]:
@@ -73,7 +83,7 @@ class SimulatedEngine:
         self,
         times: IterationTimes,
         limits: ReplicaLimits,
-        node: SimulatedNode,
+        node: ChargedNode,
         indices: Sequence[int],
         stream_interval_s: float,
         load_s: float = 0.0,
