@@ -9,10 +9,12 @@ from typing import Any
 import httpx
 import pytest
 from router_fakes import RouterParts, ScriptedReplicas, answers, does, router_of
+from tests_support import ROOT
 
 from control_plane.settings import parse_settings
-from serve_apps.dispatch import ReplicaLostError
+from serve_apps.dispatch import Outcome, ReplicaLostError
 from serve_apps.engines.protocol import Chunk, RequestRefusedError
+from serve_apps.openai_api import REFUSED, ChatRequest, CompletionRequest
 from serve_apps.router import make_api
 
 MODEL = "llama2-70b"
@@ -365,3 +367,13 @@ def test_health_tells_replicas_and_counts() -> None:
 def test_the_drain_is_as_long_as_the_longest_answer_takes_at_the_tbt_limit() -> None:
     settings = parse_settings({"serve": {"max_output_tokens": 2000}, "slo": {"tbt_s": 0.05}})
     assert settings.drain_s == pytest.approx(2000 * 0.05 + 2.0)
+
+
+def test_the_page_about_the_interface_names_every_field_that_is_refused_and_every_outcome() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    refused = page[page.index("**Refused**") : page.index("**Passed over**")]
+    assert [name for name in REFUSED if f"`{name}`" not in refused] == []
+    assert [str(outcome) for outcome in Outcome if f"| `{outcome}` |" not in page] == []
+    used = page[page.index("**Used**") : page.index("**Refused**")]
+    fields = set(CompletionRequest.model_fields) | set(ChatRequest.model_fields)
+    assert [name for name in fields if f"`{name}" not in used] == []
