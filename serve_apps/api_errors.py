@@ -79,7 +79,10 @@ def add_handlers(api: FastAPI, refused: Callable[[int], None]) -> None:
 
 
 def _of_validation(error: RequestValidationError) -> ApiError:
-    first = error.errors()[0]
+    # A union tells one error for each of its members: the one that is not about the type is about the value.
+    errors = error.errors()
+    of_first = [told for told in errors if told["loc"][:2] == errors[0]["loc"][:2]]
+    first = next((told for told in of_first if not told["type"].endswith("_type")), errors[0])
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']}")
     field = _field(first["loc"])

@@ -170,11 +170,10 @@ class Dispatcher:
     def _accounted(self, request: GenerateRequest) -> Iterator[_InFlight]:
         """Count the request once it has ended, and turn what ended it into what the client is told."""
         self.counts.accepted += 1
-        now_s = self._clock_s()
-        self._host.admit(now_s, _routed(request))
-        flight = _InFlight(request, now_s)
+        flight = _InFlight(request, self._clock_s())
         outcome = Outcome.FAILED
         try:
+            self._host.admit(flight.began_s, _routed(request))
             yield flight
             outcome = Outcome.COMPLETED
         except AdmittedError:

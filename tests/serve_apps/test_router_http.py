@@ -106,6 +106,12 @@ def test_text_parts_tool_messages_and_empty_content_are_read() -> None:
     assert parts.replicas.sent[0][2].prompt == "be brief\n\n42"
 
 
+def test_a_long_stop_text_and_half_a_surrogate_pair_are_read() -> None:
+    parts = three_words()
+    assert post(parts, json.dumps(completion(prompt="a \ud800", stop="x" * 40)).encode()).status_code == 200
+    assert parts.replicas.sent[0][2].sampling.stop == ("x" * 40,)
+
+
 def test_token_ids_and_sampling_reach_the_engine() -> None:
     parts = three_words()
     wanted = completion(prompt=[5, 6, 7, 8], temperature=0.5, top_p=0.9, seed=3, stop=["\n"], simulated_output_tokens=4)
@@ -140,6 +146,13 @@ def test_token_ids_and_sampling_reach_the_engine() -> None:
         ("POST", "/v1/completions", json.dumps(completion(simulated_output_tokens="x")).encode(), 400, "simulated_out"),
         ("POST", "/v1/completions", json.dumps(completion(stream_options={})).encode(), 400, "stream_options"),
         ("POST", "/v1/chat/completions", json.dumps(chat(messages=[])).encode(), 400, "messages"),
+        ("POST", "/v1/completions", json.dumps(completion(model="\ud800")).encode(), 404, "is not served here"),
+        ("POST", "/v1/completions", json.dumps(completion(temperature=float("nan"))).encode(), 400, "temperature"),
+        ("POST", "/v1/completions", b'{"max_tokens": 1' + b"0" * 5000 + b"}", 400, "JSON"),
+        ("POST", "/v1/completions", json.dumps(completion(stop=["x"] * 17)).encode(), 400, "stop: List should have"),
+        ("POST", "/v1/completions", b"", 400, "Field required"),
+        ("OPTIONS", "/v1/completions", b"", 405, "OPTIONS is not allowed"),
+        ("GET", "/v1/%ff%00", b"", 404, "there is no /v1/"),
     ],
 )
 def test_every_error_has_openais_shape(method: str, path: str, content: bytes, status: int, told: str) -> None:
