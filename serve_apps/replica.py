@@ -180,6 +180,10 @@ class ModelReplica:
             raise RuntimeError(f"the engine has ended: {self._engine.failure()!r}")
 
     async def __del__(self) -> None:
+        """Ray Serve awaits it when the replica has drained."""
+        await self.end()
+
+    async def end(self) -> None:
         for task in self._tasks:
             task.cancel()
         if not await self._engine.drain(LAST_DRAIN_S):
