@@ -116,6 +116,9 @@ class ServeSettings(_Part):
     """The HTTP side."""
 
     host: str = "127.0.0.1"
+    """Any other than a loopback address needs Ray's token mode and an API key."""
+    api_key_file: str | None = None
+    """A file whose content clients must send as `Authorization: Bearer KEY`."""
     port: int = Field(8000, ge=1, le=65535)
     model_name: str = "llama2-70b"
     engine: Literal["simulated"] = "simulated"

@@ -7,8 +7,8 @@ import urllib.error
 import urllib.request
 
 import ray
-from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
+from actors.ray_token import ray_token_headers
 from actors.runtime import Deployment
 from control_plane.domain import PoolName, Role
 from serve_apps.naming import REPLICA_DEPLOYMENT, pool_app
@@ -33,7 +33,7 @@ def _scale(dashboard_url: str, app: str, replicas: int) -> bool:
     """False where there is no such application."""
     url = f"{dashboard_url}/api/v1/applications/{app}/deployments/{REPLICA_DEPLOYMENT}/scale"
     body = json.dumps({"target_num_replicas": replicas}).encode()
-    headers = {"Content-Type": "application/json"} | get_auth_headers_if_auth_enabled({})
+    headers = {"Content-Type": "application/json", **ray_token_headers()}
     request = urllib.request.Request(url, body, headers, method="POST")
     try:
         with _direct.open(request, timeout=10) as answer:

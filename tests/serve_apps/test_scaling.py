@@ -54,7 +54,7 @@ def test_counts_go_to_the_application_of_the_role_and_past_any_proxy(
 
 
 def test_the_call_carries_rays_token(dashboard: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "get_auth_headers_if_auth_enabled", lambda _: {"authorization": "Bearer secret"})
+    monkeypatch.setattr(scaling, "ray_token_headers", lambda: {"authorization": "Bearer secret"})
     assert scaling._scale(f"http://127.0.0.1:{dashboard.server_port}", "long-tp4", 1)
     assert dashboard.asked[0][2] == "Bearer secret"  # type: ignore[attr-defined]
 
