@@ -6,7 +6,7 @@ The policy's account is told of every attempt; the counts hold every request onc
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -15,6 +15,7 @@ from typing import Protocol
 from control_plane.domain import PoolName, ReplicaId
 from control_plane.serving.hosting import RouterHost
 from control_plane.serving.policy import RoutedRequest
+from control_plane.serving.routing import Candidate
 from serve_apps.api_errors import AdmittedError
 from serve_apps.engines.protocol import Chunk, EngineError, EngineStoppedError, GenerateRequest, RequestRefusedError
 from serve_apps.replica_directory import ReplicaDirectory
@@ -105,6 +106,8 @@ class _InFlight:
     began_s: float
     pool: PoolName | None = None
     ttft_s: float | None = None
+    lost: frozenset[ReplicaId] = frozenset()
+    """Replicas that failed it: not chosen again while there are others, though Serve may still list them."""
     finished: bool = False
     """The engine has ended the answer; what comes after is the client's business."""
 
@@ -215,6 +218,7 @@ class Dispatcher:
                 raise ReplicaLostError(f"the stream of {replica_id} stopped after {tokens} tokens")
         finally:
             if not ended:
+                flight.lost |= {replica_id}
                 self._host.dropped(request.request_id, replica_id)
 
     async def _choose(self, flight: _InFlight) -> tuple[str, ReplicaId]:
@@ -223,7 +227,10 @@ class Dispatcher:
         until_s = self._clock_s() + self._no_replica_wait_s
         while True:
             now_s = self._clock_s()
-            chosen = self._host.route(now_s, routed, self._directory.candidates())
+            candidates: Sequence[Candidate] = self._directory.candidates()
+            if flight.lost:
+                candidates = [c for c in candidates if c.replica_id not in flight.lost] or candidates
+            chosen = self._host.route(now_s, routed, candidates)
             if chosen is not None:
                 flight.pool = chosen.pool
                 self.counts.spilled += chosen.spilled

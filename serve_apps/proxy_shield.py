@@ -95,7 +95,7 @@ class _KeptBody:
 
 class _Answer:
     """One attempt's answer. The status line is held back until a body comes with it; a plain-text answer of the proxy
-    itself (no replica, too many requests, a timeout) is dropped."""
+    itself (no route to the router yet, no replica, a timeout) is dropped."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -107,7 +107,7 @@ class _Answer:
         if message["type"] == "http.response.start":
             content_type = dict(message.get("headers", ())).get(b"content-type", b"")
             self._streams = content_type.startswith(b"text/event-stream")
-            self._dropped = message["status"] >= 408 and content_type.startswith(b"text/plain")
+            self._dropped = message["status"] >= 400 and content_type.startswith(b"text/plain")
             self._start = message
             return
         if self._dropped:

@@ -8,7 +8,8 @@ from control_plane.domain import Load, PoolName, ReplicaId
 from control_plane.hardware.profiles import DEFAULT_PROFILE, load_profile
 from control_plane.serving.hosting import RouterHost
 from control_plane.serving.policies.registry import make_policy
-from control_plane.serving.policy import Site
+from control_plane.serving.policy import Needs, Policy, RoutedRequest, Site
+from control_plane.serving.routing import Candidate, Route
 from control_plane.settings import Settings
 from serve_apps import running_replicas
 from serve_apps.admission import Admission
@@ -76,22 +77,19 @@ class Noted:
         self.retries += 1
 
 
-def site_policy(settings: Settings = SETTINGS):  # type: ignore[no-untyped-def]
+def site_policy(settings: Settings = SETTINGS) -> Policy:
     return make_policy("wattray", Site(settings, PROFILE, 32, 70.0, Load()))
 
 
 class TakingTurns:
     """A policy's router that chooses the replicas in turn, and notes every call."""
 
-    def __init__(self, candidates_seen: list[Sequence[object]] | None = None) -> None:
+    def __init__(self) -> None:
         self.calls: list[tuple[Hashable, ...]] = []
+        self.always_first = False
         self._next = 0
 
-    @property
-    def needs(self):  # type: ignore[no-untyped-def]
-        from control_plane.serving.policy import Needs
-
-        return Needs()
+    needs = Needs()
 
     def router(self) -> "TakingTurns":
         return self
@@ -99,13 +97,11 @@ class TakingTurns:
     def expected_tokens(self, input_tokens: int, max_tokens: int) -> float:
         return 7.0
 
-    def route(self, now_s: float, request, candidates):  # type: ignore[no-untyped-def]
-        from control_plane.serving.routing import Route
-
+    def route(self, now_s: float, request: RoutedRequest, candidates: Sequence[Candidate]) -> Route | None:
         if not candidates:
             return None
         chosen = candidates[self._next % len(candidates)]
-        self._next += 1
+        self._next += not self.always_first
         self.calls.append(("route", request.key, chosen.replica_id))
         return Route(chosen.pool, chosen.replica_id, False, 0.0)
 

@@ -80,6 +80,18 @@ def test_a_stream_that_stops_without_a_reason_is_a_lost_replica() -> None:
     assert whole(parts).text == "a"
 
 
+def test_a_lost_replica_that_serve_still_lists_is_not_chosen_again_while_there_are_others() -> None:
+    """A dead replica has an empty account: a policy would choose it first, again and again."""
+    parts = router_of(ScriptedReplicas(r0=does(LOST), r1=does(LOST), r2=answers("a")))
+    parts.policy.always_first = True
+    assert whole(parts).text == "a"
+    assert [name for _, name, _ in parts.replicas.sent] == ["r0", "r1", "r2"]
+    alone = router_of(ScriptedReplicas(r0=does(LOST)))
+    with pytest.raises(AdmittedError):
+        whole(alone)
+    assert [name for _, name, _ in alone.replicas.sent] == ["r0", "r0", "r0"]
+
+
 def test_an_engines_fault_is_a_typed_500_and_no_retry() -> None:
     parts = router_of(ScriptedReplicas(r0=does(EngineError("CUDA error")), r1=answers("a")))
     with pytest.raises(AdmittedError, match="CUDA error") as told:

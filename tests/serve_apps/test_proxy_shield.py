@@ -63,6 +63,7 @@ GOOD = [start(200, JSON), part(b'{"ok": true}')]
     [
         [],
         [start(503, PLAIN), part(b"no replica")],
+        [start(404, PLAIN), part(b"no route")],
         [start(200, JSON)],
     ],
 )
