@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import Depends, HTTPException
 from router_fakes import RouterParts, ScriptedReplicas, answers, does, router_of
 from tests_support import ROOT
 
@@ -380,6 +381,31 @@ def test_health_tells_replicas_and_counts() -> None:
 def test_the_drain_is_as_long_as_the_longest_answer_takes_at_the_tbt_limit() -> None:
     settings = parse_settings({"serve": {"max_output_tokens": 2000}, "slo": {"tbt_s": 0.05}})
     assert settings.drain_s == pytest.approx(2000 * 0.05 + 2.0)
+
+
+def test_a_guard_stands_before_every_endpoint_under_v1_and_refuses_in_openais_shape() -> None:
+    def guard() -> None:
+        raise HTTPException(401, "no key", {"www-authenticate": "Bearer"})
+
+    parts = three_words()
+    transport = httpx.ASGITransport(make_api(parts.desk, [Depends(guard)]))
+
+    async def run() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
+            posts = [await client.post(f"/v1/{path}", json=chat()) for path in ("completions", "chat/completions")]
+            return [*posts, await client.get("/v1/models"), await client.get("/healthz")]
+
+    *guarded, health = asyncio.run(run())
+    assert [answer.status_code for answer in guarded] == [401, 401, 401]
+    assert guarded[1].json()["error"] | {"param": 0, "code": 0} == {
+        "message": "no key",
+        "type": "authentication_error",
+        "param": 0,
+        "code": 0,
+    }
+    assert guarded[1].headers["www-authenticate"] == "Bearer"
+    assert health.status_code == 200
+    assert parts.replicas.sent == []
 
 
 def test_the_page_about_the_interface_names_every_field_that_is_refused_and_every_outcome() -> None:
