@@ -11,6 +11,7 @@ from actors import runtime
 from actors.ray_address import running_ray
 from actors.runtime import Deployment
 from control_plane.domain import Load, ReplicaState
+from control_plane.serving.policies.registry import GpuBudgetError, UnknownPolicyError
 from control_plane.settings import Settings
 from serve_apps import app
 from serve_apps.naming import app_names
@@ -37,6 +38,7 @@ def up(
     starts a head otherwise; ``own_head`` never attaches. Raises WattrayError before anything has started where it
     cannot work, and ends what it started where it fails later: the error that is raised is the first one.
     """
+    _check_policy(settings)
     clean_up_after_dead_runs(say)
     if running.load() is not None:
         raise WattrayError("wattray is up already; `wattray status` shows it, `wattray down` ends it")
@@ -110,7 +112,8 @@ def _join(settings: Settings, address: str, say: Say) -> Running:
     _check_cluster(settings)
     if not dashboard_url:
         raise WattrayError("this Ray runs without its dashboard, which scaling needs: --include-dashboard=true")
-    if not _serve_runs():
+    serve_ran = _serve_runs()
+    if not serve_ran:
         ray_head.check_free(settings.serve.host, settings.serve.port, "the router", "--port")
     taken = sorted(_our_apps(settings) & _apps_in_use())
     if taken:
@@ -120,6 +123,7 @@ def _join(settings: Settings, address: str, say: Say) -> Running:
         dashboard_url=dashboard_url,
         run_dir=run_folder.make(),
         router_url=_router_url(settings),
+        serve_ran=serve_ran,
     )
 
 
@@ -139,6 +143,13 @@ def _start_apps(
     say("starting the first replicas")
     _wait_for_replicas(settings)
     return state
+
+
+def _check_policy(settings: Settings) -> None:
+    try:
+        Deployment(settings, "", "").policy()
+    except (UnknownPolicyError, GpuBudgetError) as error:
+        raise WattrayError(f"policy {settings.policy}, gpu.count {settings.gpu.count}: {error}") from None
 
 
 def _router_url(settings: Settings) -> str:

@@ -19,9 +19,7 @@ def check_private(path: Path, *, folder: bool) -> None:
         raise WattrayError(f"{path} belongs to user {found.st_uid}, not to you ({os.geteuid()}): not trusted")
     if found.st_mode & 0o077:
         mode = stat.filemode(found.st_mode)
-        raise WattrayError(
-            f"{path} may be touched by other users ({mode}): not trusted; `chmod go= {path}` if it is yours"
-        )
+        raise WattrayError(f"{path} is open to other users ({mode}): not trusted; `chmod go= {path}` if it is yours")
 
 
 def private_folder(path: Path) -> Path:

@@ -30,6 +30,8 @@ class Running(BaseModel):
     """None where wattray attached to a Ray that was running already."""
     apps: tuple[str, ...] = ()
     """The Ray Serve applications that are ours; none of these names was in use before."""
+    serve_ran: bool = False
+    """Whether this Ray ran Serve before: then it goes on, empty or not."""
 
     @property
     def folder(self) -> Path | None:

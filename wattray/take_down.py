@@ -100,7 +100,7 @@ def _end_apps(state: Running) -> None:
     ours = set(state.apps) or _apps_of(ray.get(runtime.actor(runtime.CLUSTER_MANAGER).settings.remote(), timeout=15))
     for name in ours & set(serve.status().applications):
         serve.delete(name)
-    if ours and not serve.status().applications:
+    if ours and not state.serve_ran and not serve.status().applications:
         serve.shutdown()
 
 
