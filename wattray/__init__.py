@@ -18,7 +18,7 @@ def connect(address: str | None = None) -> "Client":
 
 
 def get_job_submission_client_cluster_info(address: str, **asked: Any) -> "ClusterInfo":
-    """What Ray's job commands ask of the module that an address names: `ray job submit --address wattray:// -- …`
+    """What Ray's job commands ask of the module that an address names: `ray job submit --address wattray://here -- …`
     finds the dashboard of the control plane that is up here, and the token. Raises WattrayError where none is up."""
     from wattray.job_address import cluster_info
 

@@ -92,7 +92,7 @@ def up(
         f"up: {running.router_url}/v1 serves {settings.serve.model_name!r}; Ray dashboard {running.dashboard_url}"
     )
     if os.environ.get("RAY_AUTH_MODE") == "token":
-        console.print("Ray asks for a token: `ray job submit --address wattray://`, or `export RAY_AUTH_MODE=token`")
+        console.print("Ray wants a token: `ray job submit --address wattray://here` or `export RAY_AUTH_MODE=token`")
 
 
 @app.command()

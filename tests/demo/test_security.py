@@ -102,16 +102,18 @@ def test_a_fresh_up_answers_nobody_without_the_token_and_a_lost_record_does_not_
     for stranger in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
         refused = place.run(sys.executable, "-c", driver, timeout_s=60, **stranger)
         assert "in" not in refused.stdout.split()
-    assert place.run(sys.executable, "-c", driver, timeout_s=60).stdout.split() == ["in"]
+    found = driver.replace(f"127.0.0.1:{ray_port}", "auto")
+    assert place.run(sys.executable, "-c", found, timeout_s=60).stdout.split() == ["in"]
+    assert place.run(sys.executable, "-c", driver, timeout_s=60, RAY_AUTH_MODE="token").stdout.split() == ["in"]
 
     ray = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
-    told = place.run(*ray, "--address", "wattray://", "--", "echo", "a", "job", "ran", timeout_s=90)
+    told = place.run(*ray, "--address", "wattray://here", "--", "echo", "a", "job", "ran", timeout_s=90)
     assert "a job ran" in told.stdout, told.stderr
     refused = place.run(*ray, "--address", f"http://127.0.0.1:{dashboard}", "--", "echo", "x", RAY_AUTH_MODE="disabled")
     assert refused.returncode != 0
     assert place.wattray("status", "--json").returncode == 0
 
-    [state] = place.folder.glob("wattray-*/up.json")
+    [state] = place.folder.glob("wattray-[0-9]*/up.json")
     state.write_text("{ damaged")
     down = place.wattray("down")
     assert down.returncode == 0, down.stderr
@@ -150,7 +152,7 @@ def test_a_demo_that_is_told_to_end_leaves_nothing(place: Place, number: signal.
 def test_an_up_that_is_killed_is_cleaned_up_by_down(place: Place) -> None:
     with subprocess.Popen(place.up(), env=place.environment, cwd=ROOT, stderr=subprocess.DEVNULL) as up:
         deadline_s = time.monotonic() + 60
-        while not list(place.folder.glob("wattray-*/up.json")):
+        while not list(place.folder.glob("wattray-[0-9]*/up.json")):
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
         up.kill()
