@@ -6,6 +6,7 @@ It needs no control actor to serve: what it knows of replicas it has from Ray Se
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from actors.runtime import Deployment
 from control_plane.serving.hosting import RouterHost
 from serve_apps.admission import Admission, BodyLimit
 from serve_apps.api_errors import add_handlers
+from serve_apps.api_key import key_guard
 from serve_apps.control_actors import ControlActors
 from serve_apps.dispatch import Counts, Dispatcher
 from serve_apps.engines.protocol import GenerateRequest
@@ -93,12 +95,14 @@ class Router:
         dispatcher = Dispatcher(host, directory, ServeCalls(by_app), counts)
         admission = Admission.of(settings, profile)
         self._desk = Desk(admission, dispatcher, directory, counts, settings.serve.max_body_bytes)
+        key_file = settings.serve.api_key_file
+        self._guards = [] if key_file is None else [Depends(key_guard(Path(key_file)))]
         reports = RouterReports(host, directory, ControlActors(runtime.actor))
         self._reporting = asyncio.get_running_loop().create_task(reports.run())
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Ray Serve asks for it after the constructor."""
-        return make_api(self._desk)
+        return make_api(self._desk, self._guards)
 
     def check_health(self) -> None:
         """Raises RuntimeError where the reporting has ended: Serve replaces the router then."""
