@@ -8,6 +8,7 @@ from functools import cache
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from actors.messages import GpuReading, PoolStatus
+from control_plane.domain import ReplicaState
 
 HELP = {
     "wattray_gpu_power_watts": "Power a GPU draws now.",
@@ -19,6 +20,7 @@ HELP = {
     "wattray_pool_load_requests_per_second": "Arrivals of a pool in the last seconds.",
     "wattray_decisions_total": "Actions taken by the control plane.",
     "wattray_requests_total": "Requests that ended at the router, by outcome.",
+    "wattray_request_retries_total": "Requests sent to another replica because the first one was lost.",
     "wattray_request_ttft_seconds": "Time to first token as the router saw it.",
     "wattray_training_iteration_seconds": "Last training iteration of a job, in GPU time.",
     "wattray_training_iteration_planned_seconds": "Iteration time that the clock schedule in force was planned for.",
@@ -56,7 +58,8 @@ def gpu(reading: GpuReading, spent_j: float) -> None:
 
 def pool(status: PoolStatus) -> None:
     tags = {"pool": str(status.pool)}
-    gauge("wattray_pool_replicas", "pool").set(len(status.replicas), tags)
+    ready = sum(replica.state is ReplicaState.READY for replica in status.replicas)
+    gauge("wattray_pool_replicas", "pool").set(ready, tags)
     gauge("wattray_pool_gpu_budget", "pool").set(status.gpu_budget, tags)
     gauge("wattray_pool_load_requests_per_second", "pool").set(status.load_rps, tags)
 
@@ -69,6 +72,10 @@ def request_ended(pool_name: str, outcome: str, ttft_s: float | None) -> None:
     counter("wattray_requests_total", "pool", "outcome").inc(1, {"pool": pool_name, "outcome": outcome})
     if ttft_s is not None:
         ttft_histogram().observe(ttft_s, {"pool": pool_name})
+
+
+def request_retried() -> None:
+    counter("wattray_request_retries_total").inc(1)
 
 
 def training_iteration(

@@ -4,7 +4,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from actors.runtime import Deployment
-from control_plane.domain import PoolName
+from control_plane.domain import PoolName, Role
 from serve_apps.naming import REPLICA_DEPLOYMENT, ROUTER_APP, pool_app
 from serve_apps.replica import ModelReplica
 from serve_apps.request_router import ChosenReplicaRouter
@@ -12,8 +12,6 @@ from serve_apps.router import Router
 
 MAX_ONGOING_REQUESTS = 1000
 """Per replica; Serve's default of 5 would strangle continuous batching."""
-DRAIN_S = 120.0
-"""Longer than the longest stream: a draining replica finishes what it began."""
 
 
 def start_router(deployment: Deployment) -> None:
@@ -31,19 +29,19 @@ def start_router(deployment: Deployment) -> None:
     serve.run(router.bind(deployment), name=ROUTER_APP, route_prefix="/")
 
 
-def deploy_pool(deployment: Deployment, pool: PoolName, tp: int, replicas: int) -> None:
-    """Deploy the application of one pool and tensor parallelism with so many replicas, and do not wait for them.
+def deploy_pool(deployment: Deployment, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
+    """Deploy the application of one pool, role and tensor parallelism with so many replicas, and do not wait for them.
     Draining is Serve's: a replica ends when its last stream has."""
     model = serve.deployment(
         ModelReplica,
         name=REPLICA_DEPLOYMENT,
         num_replicas=replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        graceful_shutdown_timeout_s=DRAIN_S,
+        graceful_shutdown_timeout_s=deployment.settings.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2.0,
         ray_actor_options={"num_cpus": 0, "num_gpus": tp},
         request_router_config=RequestRouterConfig(request_router_class=ChosenReplicaRouter),
     )
-    bound = model.bind(deployment, pool, tp)
-    serve.run(bound, name=pool_app(pool, tp), route_prefix=None, external_scaler_enabled=True, blocking=False)
+    bound = model.bind(deployment, pool, tp, role)
+    serve.run(bound, name=pool_app(pool, tp, role), route_prefix=None, external_scaler_enabled=True, blocking=False)

@@ -16,13 +16,16 @@ from serve_apps.naming import REPLICA_DEPLOYMENT, pool_app
 DEPLOY_S = 60.0
 NICENESS = 10
 """A first deployment has time; the requests beside it have not."""
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Never through a proxy that the environment names: the dashboard is inside the cluster."""
 
 
 def set_replicas(deployment: Deployment, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
-    """So many replicas of this tensor parallelism in this pool; the application is deployed at first need. Asking
-    again for the same changes nothing. Raises RuntimeError where Serve refuses, OSError where the dashboard is away."""
-    if not _scale(deployment.dashboard_url, pool_app(pool, tp), replicas) and replicas > 0:
-        deploying = ray.remote(num_cpus=0, max_calls=1)(_deploy).remote(deployment, pool, tp, replicas)
+    """So many replicas of this tensor parallelism and role in this pool; the application is deployed at first need.
+    Asking again for the same changes nothing. Raises RuntimeError where Serve refuses, OSError where the dashboard is
+    away."""
+    if not _scale(deployment.dashboard_url, pool_app(pool, tp, role), replicas) and replicas > 0:
+        deploying = ray.remote(num_cpus=0, max_calls=1)(_deploy).remote(deployment, pool, tp, role, replicas)
         ray.get(deploying, timeout=DEPLOY_S)
 
 
@@ -33,7 +36,7 @@ def _scale(dashboard_url: str, app: str, replicas: int) -> bool:
     headers = {"Content-Type": "application/json", **ray_token_headers()}
     request = urllib.request.Request(url, body, headers, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with _direct.open(request, timeout=10) as answer:
             answer.read()
     except urllib.error.HTTPError as error:
         told = error.read().decode(errors="replace")[:300]
@@ -43,8 +46,8 @@ def _scale(dashboard_url: str, app: str, replicas: int) -> bool:
     return True
 
 
-def _deploy(deployment: Deployment, pool: PoolName, tp: int, replicas: int) -> None:
+def _deploy(deployment: Deployment, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
     os.nice(NICENESS)
     from serve_apps.app import deploy_pool
 
-    deploy_pool(deployment, pool, tp, replicas)
+    deploy_pool(deployment, pool, tp, role, replicas)

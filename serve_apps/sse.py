@@ -1,30 +1,42 @@
 """A generation as OpenAI's server-sent events."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-import ray
+from serve_apps.api_errors import ApiError, error_body
+from serve_apps.engines.protocol import Chunk, GenerateRequest
+from serve_apps.openai_api import AnswerShape
 
-from serve_apps.engines.protocol import Chunk, EngineError, GenerateRequest
-from serve_apps.openai_api import AnswerShape, error_body
+DONE = "data: [DONE]\n\n"
 
 
 async def stream_events(
-    shape: AnswerShape, request: GenerateRequest, first: Chunk, rest: AsyncIterator[Chunk], include_usage: bool
+    shape: AnswerShape,
+    request: GenerateRequest,
+    first: Chunk,
+    rest: AsyncGenerator[Chunk, None],
+    include_usage: bool,
 ) -> AsyncIterator[str]:
+    """The events of one answer. What breaks it off comes as an error event, and no usage then."""
+    opening = shape.opening()
     tokens = first.tokens
-    yield _event(shape.chunk(first.text, first.finish_reason))
     try:
+        yield (event(opening) if opening else "") + event(shape.chunk(first.text, first.finish_reason))
         async for chunk in rest:
             tokens += chunk.tokens
-            yield _event(shape.chunk(chunk.text, chunk.finish_reason))
-    except (EngineError, ray.exceptions.RayError) as error:
-        yield _event(error_body(f"the replica failed in the middle of the answer: {error}", "server_error"))
-    if include_usage:
-        yield _event(shape.usage_chunk(request.input_tokens, tokens))
-    yield "data: [DONE]\n\n"
+            yield event(shape.chunk(chunk.text, chunk.finish_reason))
+    except ApiError as error:
+        yield event(error.body()) + DONE
+        return
+    except Exception as error:
+        # The status line is out: what the client can still be told is that the answer is not whole.
+        yield event(error_body(f"unexpected {type(error).__name__}", "server_error")) + DONE
+        raise
+    finally:
+        await rest.aclose()
+    yield (event(shape.usage_chunk(request.input_tokens, tokens)) if include_usage else "") + DONE
 
 
-def _event(body: dict[str, Any]) -> str:
+def event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"

@@ -10,7 +10,7 @@ import ray
 from actors import runtime
 from actors.ray_address import running_ray
 from actors.runtime import Deployment
-from control_plane.domain import Load
+from control_plane.domain import Load, ReplicaState
 from control_plane.serving.policies.registry import GpuBudgetError, UnknownPolicyError
 from control_plane.settings import Settings
 from serve_apps import app
@@ -195,7 +195,7 @@ def _check_router(router_url: str) -> None:
 
 
 def _wait_for_replicas(settings: Settings) -> None:
-    """Until every pool's manager has heard from a replica."""
+    """Until every pool's manager has heard from a replica that is ready."""
     patience_s = READY_S + (0.0 if settings.serve.warm_start else settings.sharding.startup_s)
     deadline_s = time.monotonic() + patience_s
     waiting = {pool.pool for pool in settings.pools}
@@ -205,5 +205,6 @@ def _wait_for_replicas(settings: Settings) -> None:
         time.sleep(0.3)
         for pool in list(waiting):
             manager = runtime.actor(runtime.pool_manager_name(pool))
-            if ray.get(manager.status.remote(), timeout=30).replicas:
+            replicas = ray.get(manager.status.remote(), timeout=30).replicas
+            if any(replica.state is ReplicaState.READY for replica in replicas):
                 waiting.discard(pool)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
 from control_plane.domain import Request, Slo
 
@@ -75,32 +76,64 @@ async def _send(session: aiohttp.ClientSession, url: str, model: str, request: R
         "simulated_output_tokens": request.output_tokens,
     }
     sent_s = time.monotonic()
-    first_s = last_s = 0.0
-    tokens = 0
-    error: str | None = None
-    finished = False
+    stream = _Stream()
     try:
         async with session.post(f"{url}/v1/completions", json=body) as answer:
-            if answer.status != 200:
-                text = (await answer.text())[:300]
-                return Sent(request, sent_s - started_s, error=f"HTTP {answer.status}: {text}")
-            async for line in answer.content:
-                if not line.startswith(b"data: {"):
-                    continue
-                event = json.loads(line[6:])
-                if "error" in event:
-                    error = str(event["error"]["message"])
-                elif event["choices"]:
-                    last_s = time.monotonic()
-                    first_s = first_s or last_s
-                    finished = finished or event["choices"][0]["finish_reason"] is not None
-                else:
-                    tokens = event["usage"]["completion_tokens"]
-    except (aiohttp.ClientError, TimeoutError) as failure:
-        error = f"{type(failure).__name__}: {failure}"
-    if error is None and (not finished or tokens != request.output_tokens):
-        error = f"the stream ended after {tokens} of {request.output_tokens} tokens"
+            if answer.status == 200:
+                async for line in answer.content:
+                    stream.read(line, time.monotonic())
+            else:
+                stream.error = f"HTTP {answer.status}: {_message_of(await answer.text())}"
+    except (aiohttp.ClientError, HttpProcessingError, TimeoutError, ValueError) as failure:
+        stream.error = f"{type(failure).__name__}: {failure}"
+    error = stream.outcome(request.output_tokens)
     if error is not None:
         return Sent(request, sent_s - started_s, error=error)
+    tokens, first_s, last_s = stream.tokens, stream.first_s, stream.last_s
     mean_tbt_s = (last_s - first_s) / (tokens - 1) if tokens > 1 else 0.0
     return Sent(request, sent_s - started_s, first_s - sent_s, mean_tbt_s, last_s - started_s, tokens)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What has come of one answer. The first token has come when text has: events that carry none (a role, usage, a
+    comment) do not count."""
+
+    first_s: float = 0.0
+    last_s: float = 0.0
+    tokens: int = 0
+    finished: bool = False
+    error: str | None = None
+
+    def read(self, line: bytes, now_s: float) -> None:
+        """One line of the answer. Raises ValueError where it is no event of a completion."""
+        if not line.startswith(b"data: {"):
+            return
+        event = json.loads(line[6:])
+        if "error" in event:
+            self.error = _message_of(line[6:].decode())
+            return
+        try:
+            for choice in event.get("choices") or ():
+                if choice["text"]:
+                    self.last_s = now_s
+                    self.first_s = self.first_s or now_s
+                self.finished = self.finished or choice["finish_reason"] is not None
+            if event.get("usage"):
+                self.tokens = event["usage"]["completion_tokens"]
+        except (KeyError, TypeError, AttributeError) as fault:
+            raise ValueError(f"not an event of a completion ({fault!r}): {line[:200]!r}") from None
+
+    def outcome(self, expected_tokens: int) -> str | None:
+        """What is wrong with the answer; None for a whole one."""
+        if self.error is None and (not self.finished or self.tokens != expected_tokens or not self.first_s):
+            return f"the stream ended after {self.tokens} of {expected_tokens} tokens"
+        return self.error
+
+
+def _message_of(text: str) -> str:
+    """The message of an error in OpenAI's shape; the beginning of any other text."""
+    try:
+        return str(json.loads(text)["error"]["message"])[:300]
+    except (ValueError, KeyError, TypeError):
+        return text[:300]

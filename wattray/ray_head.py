@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from serve_apps.naming import PROXY_ENVIRONMENT
 from wattray.errors import WattrayError
 from wattray.process_identity import ProcessIdentity
 
@@ -64,6 +65,7 @@ def start(
     environment.setdefault("RAY_num_workers_soft_limit", "0")
     # Our actors sleep and take no CPU of Ray's count; on a small host their number alone would be warned of.
     environment.setdefault("RAY_worker_maximum_startup_concurrency", "4")
+    environment.update(PROXY_ENVIRONMENT)
     command = [
         sys.executable,
         "-m",

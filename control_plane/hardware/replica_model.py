@@ -27,7 +27,7 @@ admission on. ``kv_used_tokens`` is the sum: what the next iteration occupies, w
 
 import heapq
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -148,6 +148,23 @@ class ReplicaModel:
                 if not entry.gone and not entry.first_token_sent:
                     return now_ps - entry.submitted_ps
         return 0
+
+    def without_first_token(self) -> Iterator[tuple[Hashable, int]]:
+        """Requests that wait for their first token, in the order of the queue, each with its prompt tokens that are
+        not prefilled yet."""
+        for queue in (self._prefilling, self._waiting):
+            for entry in queue:
+                if not entry.gone and not entry.first_token_sent:
+                    yield entry.key, entry.prompt - entry.prefilled
+
+    @property
+    def decoding(self) -> int:
+        return self._decoding
+
+    @property
+    def decode_context_tokens(self) -> int:
+        """Sum of the contexts of the requests that are decoding."""
+        return self._decode_context
 
     def generated(self, key: Hashable) -> int:
         """Tokens generated so far for a request that is here."""

@@ -51,7 +51,7 @@ def test_a_completion_has_text_and_usage(live) -> None:
     answer = httpx.post(f"{live.url}/v1/completions", json=body(), timeout=30).json()
     assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
     assert len(answer["choices"][0]["text"].split()) == 12
-    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["choices"][0]["finish_reason"] == "length"
 
 
 def test_a_chat_answers_as_the_assistant_and_stops_at_max_tokens(live) -> None:
@@ -79,12 +79,10 @@ def test_a_stream_comes_in_pieces_and_ends_with_done(live) -> None:
         (body(model="gpt-9"), 404, "'gpt-9' is not served here"),
         ({"model": "llama2-70b"}, 400, "prompt: Field required"),
         (body(max_tokens=0), 400, "max_tokens"),
-        (body(prompt=" ".join(["x"] * 60_000), max_tokens=100), 400, "KV cache"),
+        (body(prompt=" ".join(["x"] * 60_000), max_tokens=100), 400, "60000 tokens; at most 32768 fit"),
     ],
 )
 def test_a_bad_request_is_told_why(live, wanted: dict[str, object], status: int, told: str) -> None:
-    if told == "KV cache":
-        wanted = body(prompt=" ".join(["x"] * 2_000_000), max_tokens=100)
     answer = httpx.post(f"{live.url}/v1/completions", json=wanted, timeout=30)
     assert answer.status_code == status
     assert told in answer.json()["error"]["message"]
@@ -121,7 +119,8 @@ def test_metrics_are_exported_with_their_names(live) -> None:
     def exported() -> bool:
         with urllib.request.urlopen(f"http://127.0.0.1:{live.ports[2]}/metrics", timeout=10) as answer:
             text = answer.read().decode()
-        wanted = [name for name in metrics.HELP if "_ttft_" not in name and "_training_" not in name]
+        rare = ("_ttft_", "_training_", "_retries_")
+        wanted = [name for name in metrics.HELP if not any(part in name for part in rare)]
         return all(f"ray_{name}" in text for name in wanted)
 
     eventually(exported, 40)

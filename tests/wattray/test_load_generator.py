@@ -15,8 +15,27 @@ async def _complete(request: web.Request) -> web.StreamResponse:
     tokens = body["simulated_output_tokens"]
     if tokens == 13:
         return web.json_response({"error": {"message": "no"}}, status=503)
+    if tokens == 14:
+        return web.Response(text="Bad gateway", status=502)
     answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await answer.prepare(request)
+    if tokens == 15:
+        await answer.write(b"data: {broken\n\n")
+        return answer
+    if tokens == 16:
+        await answer.write(b'data: {"choices": [{"index": 0}]}\n\n')
+        return answer
+    if tokens == 17:
+        await answer.write(b"data: {" + b"x" * 1_000_000 + b"\n\n")
+        return answer
+    if tokens == 18:
+        told = {"error": {"message": "the replica failed in the middle of the answer", "code": "replica_lost"}}
+        await answer.write(f"data: {json.dumps(told)}\n\ndata: [DONE]\n\n".encode())
+        return answer
+    if tokens == 21:
+        empty = {"choices": [{"index": 0, "text": "", "finish_reason": None}]}
+        await answer.write(f": a comment\n\ndata: {json.dumps(empty)}\n\n".encode())
+        await asyncio.sleep(0.3)
     for last in (False, True):
         choice = {"index": 0, "text": " tok", "finish_reason": "stop" if last else None}
         await answer.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
@@ -56,10 +75,32 @@ def test_requests_go_out_at_their_times_and_latencies_are_the_clients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "told"), [(13, "HTTP 503"), (7, "ended after 0 of 7"), (9, "ended after 3 of 9 tokens")]
+    ("tokens", "told"),
+    [
+        (13, "HTTP 503: no"),
+        (14, "HTTP 502: Bad gateway"),
+        (7, "ended after 0 of 7"),
+        (9, "ended after 3 of 9 tokens"),
+        (15, "JSONDecodeError"),
+        (16, "not an event of a completion"),
+        (17, "LineTooLong"),
+        (18, "the replica failed in the middle of the answer"),
+    ],
 )
 def test_a_failure_is_a_result_with_its_reason(tokens: int, told: str) -> None:
     [result] = play([Request("a", 0.0, 5, tokens)])
     assert result.error is not None
     assert told in result.error
     assert not result.met(Slo())
+
+
+def test_the_first_token_has_come_when_text_has() -> None:
+    [result] = play([Request("a", 0.0, 5, 21)])
+    assert result.error is None
+    assert 0.3 <= result.ttft_s < 0.45
+    assert result.mean_tbt_s == pytest.approx(0.1 / 20, rel=0.6)
+
+
+def test_one_broken_answer_does_not_end_the_replay() -> None:
+    sent = play([Request("a", 0.0, 5, 15), Request("b", 0.0, 5, 20)])
+    assert [result.error is None for result in sent] == [False, True]

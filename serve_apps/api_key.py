@@ -1,0 +1,25 @@
+"""The API key that clients must send, as a dependency of the endpoints under /v1."""
+
+import hmac
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from starlette.requests import Request
+
+from serve_apps.api_errors import ApiError
+
+
+def key_guard(path: Path) -> Callable[[Request], Awaitable[None]]:
+    """Refuses requests without ``Authorization: Bearer KEY``, the key being the content of the file. Raises OSError
+    where it cannot be read and ValueError where it is empty: a router without its key must not start."""
+    key = path.read_text().strip()
+    if not key:
+        raise ValueError(f"serve.api_key_file {path} is empty; write a key into it")
+    expected = f"Bearer {key}".encode()
+
+    async def guard(request: Request) -> None:
+        sent = request.headers.get("authorization", "").encode("latin-1", "replace")
+        if not hmac.compare_digest(sent, expected):
+            raise ApiError(401, "send the API key: Authorization: Bearer KEY", "invalid_api_key")
+
+    return guard

@@ -1,0 +1,52 @@
+"""Makes the engine that the settings name; nothing else in this package names one.
+
+An engine's module is imported when it is asked for: some need libraries that others do without.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, assert_never
+
+from actors.gpu.drivers import ChargeableNode
+from control_plane.domain import Role
+from control_plane.hardware.machine_profile import MachineProfile
+from control_plane.settings import Settings
+from serve_apps.engines.protocol import Engine, Tokenizer
+
+ReadExtensions = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""The request fields beyond OpenAI's that the engine knows, checked. Raises ValueError, naming the field."""
+
+
+def make_engine(
+    settings: Settings, profile: MachineProfile, tp: int, role: Role, node: ChargeableNode, indices: Sequence[int]
+) -> Engine:
+    """An engine on the GPUs ``indices`` of ``node``, not loaded yet. Call it in the event loop it will run in."""
+    match settings.serve.engine:
+        case "simulated":
+            from serve_apps.engines.simulated import SimulatedEngine
+
+            load_s = 0.0 if settings.serve.warm_start else settings.sharding.startup_s
+            interval_s = settings.serve.stream_interval_s
+            return SimulatedEngine(profile.times(tp), profile.limits(tp), node, indices, interval_s, load_s, role)
+        case _:
+            assert_never(settings.serve.engine)
+
+
+def make_tokenizer(settings: Settings) -> Tokenizer:
+    """The tokenizer of the served model, without loading the model."""
+    match settings.serve.engine:
+        case "simulated":
+            from serve_apps.engines.word_tokenizer import WordTokenizer
+
+            return WordTokenizer()
+        case _:
+            assert_never(settings.serve.engine)
+
+
+def extensions_of(settings: Settings) -> ReadExtensions:
+    match settings.serve.engine:
+        case "simulated":
+            from serve_apps.engines.simulated import read_extensions
+
+            return read_extensions
+        case _:
+            assert_never(settings.serve.engine)

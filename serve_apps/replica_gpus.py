@@ -1,0 +1,33 @@
+"""The GPUs that Ray gave to a replica, behind the driver that the settings name."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from actors.gpu.drivers import ChargeableNode, gpus_of, open_charged
+from actors.runtime import Deployment, run_folder
+from control_plane.ports import Gpu
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaGpus:
+    """``indices`` are Ray's, in the order of the tensor parallel ranks; ``node`` is the driver's view of all GPUs."""
+
+    node_id: str
+    node: ChargeableNode
+    indices: tuple[int, ...]
+    uuids: tuple[str, ...]
+    gpus: tuple[Gpu, ...]
+
+
+def gpus_given(deployment: Deployment, tp: int) -> ReplicaGpus:
+    """Called in a replica's process. Raises RuntimeError where Ray gave another number than ``tp``."""
+    context: Any = ray.get_runtime_context()
+    indices = tuple(int(index) for index in context.get_accelerator_ids()["GPU"])
+    if len(indices) != tp:
+        raise RuntimeError(f"TP{tp} needs {tp} GPUs, Ray gave {indices}")
+    node_id = context.get_node_id()
+    node = open_charged(deployment.settings.gpu.driver, run_folder(deployment.run_dir), node_id)
+    gpus = gpus_of(node, indices)
+    return ReplicaGpus(node_id, node, indices, tuple(gpu.uuid for gpu in gpus), gpus)

@@ -1,0 +1,221 @@
+"""What every installed engine owes a replica. A new engine is one more entry of ``ENGINES``."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from actors.gpu.simulated import SimulatedNode
+from control_plane.domain import Role
+from control_plane.hardware.profiles import DEFAULT_PROFILE, load_profile
+from control_plane.settings import parse_settings
+from serve_apps.engines.factory import make_engine, make_tokenizer
+from serve_apps.engines.protocol import (
+    Chunk,
+    Engine,
+    EngineError,
+    EngineStoppedError,
+    GenerateRequest,
+    KvHandover,
+    RequestRefusedError,
+)
+
+PROFILE = load_profile(DEFAULT_PROFILE)
+ENGINES = ("simulated",)
+
+Use = Callable[[Engine], Awaitable[None]]
+
+
+@pytest.fixture(params=ENGINES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@asynccontextmanager
+async def running(name: str, folder: Path) -> AsyncIterator[Engine]:
+    node = SimulatedNode.create(folder / "gpus.bin", 8, PROFILE.gpu)
+    settings = parse_settings({"serve": {"engine": name, "stream_interval_s": 0.02}})
+    engine = make_engine(settings, PROFILE, 8, Role.COMBINED, node, range(8))
+    await engine.load()
+    try:
+        yield engine
+    finally:
+        await engine.shutdown()
+
+
+def using(name: str, folder: Path, use: Use) -> None:
+    async def run() -> None:
+        async with running(name, folder) as engine:
+            await use(engine)
+
+    asyncio.run(run())
+
+
+def asked(request_id: str = "a", max_tokens: int = 6, input_tokens: int = 3) -> GenerateRequest:
+    return GenerateRequest(request_id, "tok " * input_tokens, input_tokens, max_tokens)
+
+
+async def collect(engine: Engine, request: GenerateRequest) -> list[Chunk]:
+    return [chunk async for chunk in engine.generate(request)]
+
+
+async def until_running(engine: Engine, count: int) -> None:
+    while engine.stats().running + engine.stats().waiting < count:
+        await asyncio.sleep(0.005)
+
+
+def test_it_takes_nothing_before_it_is_loaded_and_after_it_has_stopped(name: str, tmp_path: Path) -> None:
+    async def run() -> None:
+        node = SimulatedNode.create(tmp_path / "gpus.bin", 8, PROFILE.gpu)
+        engine = make_engine(parse_settings({"serve": {"engine": name}}), PROFILE, 8, Role.COMBINED, node, range(8))
+        assert not engine.alive()
+        with pytest.raises(EngineStoppedError, match="not loaded"):
+            await collect(engine, asked())
+        await engine.load()
+        assert engine.alive()
+        await engine.shutdown()
+        assert not engine.alive()
+        with pytest.raises(EngineStoppedError, match="stopped"):
+            await collect(engine, asked())
+        assert engine.failure() is None
+
+    asyncio.run(run())
+
+
+def test_chunks_come_in_order_and_the_last_one_has_the_reason(name: str, tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        chunks = await collect(engine, asked(max_tokens=9))
+        assert sum(chunk.tokens for chunk in chunks) == 9
+        assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
+        assert all(chunk.text for chunk in chunks if chunk.tokens)
+
+    using(name, tmp_path, use)
+
+
+def test_requests_run_beside_each_other(name: str, tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        answers = await asyncio.gather(*(collect(engine, asked(f"r{i}", 5 + i)) for i in range(4)))
+        assert [sum(chunk.tokens for chunk in chunks) for chunks in answers] == [5, 6, 7, 8]
+
+    using(name, tmp_path, use)
+
+
+def test_closing_a_stream_frees_its_kv(name: str, tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        stream = engine.generate(asked(max_tokens=4000))
+        await anext(stream)
+        assert engine.stats().kv_used_ratio > 0
+        await stream.aclose()
+        assert (engine.stats().running, engine.stats().kv_used_ratio) == (0, 0.0)
+
+    using(name, tmp_path, use)
+
+
+def test_cancel_ends_the_stream_and_frees_its_kv(name: str, tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        generation = asyncio.create_task(collect(engine, asked(max_tokens=4000)))
+        await until_running(engine, 1)
+        assert engine.cancel("a")
+        with pytest.raises(EngineError, match="cancelled"):
+            await asyncio.wait_for(generation, 2.0)
+        assert (engine.stats().running, engine.stats().kv_used_ratio) == (0, 0.0)
+        assert not engine.cancel("a")
+        assert not engine.cancel("unknown")
+
+    using(name, tmp_path, use)
+
+
+def test_a_request_that_can_never_run_is_refused(name: str, tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        with pytest.raises(RequestRefusedError, match="KV cache"):
+            await collect(engine, asked(input_tokens=10_000_000))
+        assert engine.alive()
+        assert sum(chunk.tokens for chunk in await collect(engine, asked("b"))) == 6
+
+    using(name, tmp_path, use)
+
+
+def test_a_second_request_of_the_same_id_is_refused_and_harms_the_first_one_not(name: str, tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        first = asyncio.create_task(collect(engine, asked(max_tokens=8)))
+        await until_running(engine, 1)
+        with pytest.raises(RequestRefusedError, match="here already"):
+            await collect(engine, asked(max_tokens=8))
+        assert sum(chunk.tokens for chunk in await first) == 8
+
+    using(name, tmp_path, use)
+
+
+def test_the_queue_shows_what_waits_and_how_long_it_may(name: str, tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        long = GenerateRequest("long", "tok " * 9000, 9000, 50, ttft_limit_s=2.0, waited_s=0.5)
+        generation = asyncio.create_task(collect(engine, long))
+        await until_running(engine, 1)
+        stats, queue = engine.stats(), engine.queue(1200)
+        assert 0 < stats.queued_tokens <= 9000
+        assert stats.tightest_slack_s is not None
+        assert 1.0 < stats.tightest_slack_s <= 1.5
+        [waiting] = queue.queued
+        assert (waiting.input_tokens, waiting.left_tokens, waiting.ttft_limit_s) == (9000, stats.queued_tokens, 2.0)
+        assert (queue.tp, queue.role, queue.freq_mhz, queue.decoding) == (8, Role.COMBINED, 1200, 0)
+        assert queue.kv_tokens == PROFILE.limits(8).kv_tokens
+        while engine.queue(1200).decoding == 0:
+            await asyncio.sleep(0.01)
+        decoding = engine.queue(1200)
+        assert decoding.queued == ()
+        assert decoding.context_tokens >= 9000
+        assert engine.stats().tightest_slack_s is None
+        engine.cancel("long")
+        with pytest.raises(EngineError):
+            await generation
+
+    using(name, tmp_path, use)
+
+
+def test_a_drained_engine_has_lost_nothing_and_takes_nothing_more(name: str, tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        generation = asyncio.create_task(collect(engine, asked(max_tokens=20)))
+        await until_running(engine, 1)
+        assert not await engine.drain(0.0)
+        with pytest.raises(EngineStoppedError, match="draining"):
+            await collect(engine, asked("late"))
+        assert await engine.drain(5.0)
+        assert sum(chunk.tokens for chunk in await generation) == 20
+
+    using(name, tmp_path, use)
+
+
+def test_an_engine_that_stops_says_so_to_open_streams(name: str, tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        generation = asyncio.create_task(collect(engine, asked(max_tokens=4000)))
+        await until_running(engine, 1)
+        await asyncio.sleep(0.05)
+        await engine.shutdown()
+        with pytest.raises(EngineStoppedError):
+            await asyncio.wait_for(generation, 2.0)
+
+    using(name, tmp_path, use)
+
+
+def test_the_tokenizer_counts_what_it_encodes(name: str) -> None:
+    tokenizer = make_tokenizer(parse_settings({"serve": {"engine": name}}))
+    for text in ("", " ", "one", "one two  three\nfour", "äöü 漢字"):
+        assert tokenizer.count_tokens(text) == len(tokenizer.encode(text)) >= 1
+
+
+def test_kv_hand_over_continues_what_another_engine_began(name: str, tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        if not isinstance(engine, KvHandover):
+            pytest.skip(f"the {name} engine hands no KV caches over")
+        handover = await engine.prefill(asked(max_tokens=5))
+        assert (handover.first.tokens, handover.first.finish_reason) == (1, None)
+        assert engine.stats().kv_used_ratio == 0.0
+        rest = [chunk async for chunk in engine.decode(asked("b", max_tokens=5), handover)]
+        assert sum(chunk.tokens for chunk in rest) == 4
+        assert rest[-1].finish_reason == "length"
+        alone = await engine.prefill(asked("c", max_tokens=1))
+        assert alone.first.finish_reason == "length"
+
+    using(name, tmp_path, use)
