@@ -1,12 +1,11 @@
 """The composition root: names, placement, clocks and ``ray.remote`` for every control actor. Nothing else wraps."""
 
 import asyncio
-import importlib
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,20 +15,24 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from actors.cluster_manager import ClusterManager
+from actors.cluster_manager import ClusterManager, ClusterPorts
 from actors.gpu.simulated import SimulatedNode, simulated_uuid
 from actors.gpu_agent import GpuAgent
+from actors.held_clocks import Wish
 from actors.load_forecaster import LoadForecaster
-from actors.messages import Decision, Forecast, GpuReading, PoolStatus
+from actors.messages import Decision, GpuReading, PoolStatus
+from actors.peers import PeerAwayError
 from actors.planner_actor import PerseusPlannerActor
-from actors.pool_manager import PoolManager
+from actors.pool_manager import PoolManager, PoolRules
 from actors.training_messages import TrainingSite
-from control_plane.actions import SetGpuBudget
-from control_plane.domain import ClusterSnapshot, Load, PoolName
+from control_plane.domain import Load, PoolName, Role
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.profiles import load_profile
 from control_plane.ports import Gpu
-from control_plane.serving.controller import ClusterController, PoolController
+from control_plane.serving.hosting import ClusterHost, PoolHost
+from control_plane.serving.load_forecast import Forecast
+from control_plane.serving.policies.registry import make_policy
+from control_plane.serving.policy import Policy, Site
 from control_plane.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,8 @@ PERSEUS_PLANNER = "perseus_planner"
 TRAINING_GPUS = "wattray-training-gpus"
 """The placement group that keeps the training GPUs: Ray gives none of them to anything else."""
 RESERVE_S = 30.0
+RESTART_SETTLE_S = 3.0
+"""A pool manager that restarted listens this long: replicas report every second."""
 CALL_TIMEOUT_S = 5.0
 
 
@@ -54,20 +59,26 @@ def gpu_agent_name(node_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What the control actors need to know of the world they run in.
-
-    ``set_count`` names a function, "module:function", (deployment, pool, tp, replicas) → None; its module belongs to
-    a layer above and is imported where it is called.
-    """
+    """What the control actors need to know of the world they run in."""
 
     settings: Settings
     run_dir: str
     dashboard_url: str
-    set_count: str
 
     @property
     def profile(self) -> MachineProfile:
         return planning_profile(self.settings)
+
+    def policy(self, first_load: Load | None = None) -> Policy:
+        """The serving policy of the settings. Raises UnknownPolicyError and GpuBudgetError."""
+        settings, profile = self.settings, self.profile
+        site = Site(settings, profile, settings.serving_gpus, profile.gpu.idle_w, first_load or Load())
+        return make_policy(settings.policy, site)
+
+
+Scale = Callable[[Deployment, PoolName, int, Role, int], None]
+"""(deployment, pool, tp, role, replicas): how many should run; blocks until Ray Serve has taken it. It belongs to the
+layer above and is handed in."""
 
 
 def planning_profile(settings: Settings) -> MachineProfile:
@@ -109,17 +120,17 @@ def _start_ticking(actor: Any) -> None:
 
 
 class ClusterManagerActor(ClusterManager):
-    async def __init__(self, deployment: Deployment, budgets: Mapping[PoolName, int]) -> None:  # type: ignore[misc]
-        settings, profile = deployment.settings, deployment.profile
+    async def __init__(self, deployment: Deployment) -> None:  # type: ignore[misc]
+        policy = deployment.policy()
+
+        async def serving_gpus() -> int:
+            return deployment.settings.serving_gpus
+
         super().__init__(
-            settings,
-            ClusterController(settings, profile, profile.gpu.idle_w),
-            budgets,
-            _forecast,
-            _set_budget,
-            _pool_status,
-            _pool_decisions,
-            _gpu_readings,
+            deployment.settings,
+            lambda budgets: ClusterHost(policy, budgets),
+            tuple(pool.pool for pool in policy.pools),
+            ClusterPorts(_forecast, _set_budget, _pool_status, _pool_decisions, _gpu_readings, serving_gpus),
             time.monotonic,
             time.time,
         )
@@ -128,21 +139,26 @@ class ClusterManagerActor(ClusterManager):
 
 class PoolManagerActor(PoolManager):
     async def __init__(  # type: ignore[misc]
-        self, deployment: Deployment, pool: PoolName, gpu_budget: int
+        self, deployment: Deployment, pool: PoolName, gpu_budget: int, scale: Scale
     ) -> None:
-        settings, profile = deployment.settings, deployment.profile
+        settings = deployment.settings
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
 
-        async def set_count(pool: PoolName, tp: int, replicas: int) -> None:
-            module, _, function = deployment.set_count.partition(":")
-            scale = getattr(importlib.import_module(module), function)
-            await asyncio.to_thread(scale, deployment, pool, tp, replicas)
+        async def set_count(pool: PoolName, tp: int, role: Role, replicas: int) -> None:
+            await asyncio.to_thread(scale, deployment, pool, tp, role, replicas)
 
-        super().__init__(
-            pool,
-            PoolController(settings.pool_settings(pool), settings, profile, profile.gpu.idle_w, profile.gpu.context_w),
-            gpu_budget,
+        rules = PoolRules(
+            deployment.profile.max_freq_mhz,
             settings.gpu.lease_ttl_s,
             settings.cadence.frequency_s,
+            settings.gpu.control,
+            None if restarted else gpu_budget,
+            RESTART_SETTLE_S if restarted else 0.0,
+        )
+        super().__init__(
+            pool,
+            PoolHost(deployment.policy(), pool),
+            rules,
             _forecast,
             _hold_clocks,
             set_count,
@@ -155,7 +171,6 @@ class PoolManagerActor(PoolManager):
 class LoadForecasterActor(LoadForecaster):
     async def __init__(self, deployment: Deployment, first_load: Load) -> None:  # type: ignore[misc]
         super().__init__(deployment.settings.forecast, first_load, time.monotonic)
-        _start_ticking(self)
 
 
 class GpuAgentActor(GpuAgent):
@@ -173,27 +188,25 @@ class GpuAgentActor(GpuAgent):
         return os.getpid()
 
 
-def start_control_plane(deployment: Deployment, first_load: Load) -> None:
+def start_control_plane(deployment: Deployment, first_load: Load, scale: Scale) -> None:
     """Start every control actor, detached and restarted for ever; ``first_load`` is what to be ready for at once."""
-    settings, profile = deployment.settings, deployment.profile
-    budgets = first_budgets(settings, profile, first_load)
+    budgets = first_budgets(deployment.policy(first_load), deployment.settings.serving_gpus, first_load)
     for node in ray.nodes():
         gpus = int(node["Resources"].get("GPU", 0))
         if node["Alive"] and gpus > 0:
             start_gpu_agent(deployment, node["NodeID"], gpus)
     start_planner(deployment, reserve_training_gpus(deployment))
     _start(LoadForecasterActor, LOAD_FORECASTER, deployment, first_load)
-    for pool in settings.pools:
-        _start(PoolManagerActor, pool_manager_name(pool.pool), deployment, pool.pool, budgets[pool.pool])
-    _start(ClusterManagerActor, CLUSTER_MANAGER, deployment, budgets)
+    for pool, gpus in budgets.items():
+        _start(PoolManagerActor, pool_manager_name(pool), deployment, pool, gpus, scale)
+    _start(ClusterManagerActor, CLUSTER_MANAGER, deployment)
 
 
-def first_budgets(settings: Settings, profile: MachineProfile, first_load: Load) -> dict[PoolName, int]:
-    """GPUs per pool for the first load."""
-    forecast = {pool.pool: first_load.only(pool.input_classes) for pool in settings.pools}
-    controller = ClusterController(settings, profile, profile.gpu.idle_w)
-    step = controller.step(ClusterSnapshot(0.0, settings.serving_gpus, forecast, {}))
-    return {action.pool: action.gpus for action in step.actions if isinstance(action, SetGpuBudget)}
+def first_budgets(policy: Policy, gpus: int, first_load: Load) -> Mapping[PoolName, int]:
+    """GPUs per pool for the first load; 0 for a pool that gets none."""
+    host = ClusterHost(policy)
+    host.step(0.0, gpus, Forecast(Load(), first_load))
+    return {pool.pool: host.budgets.get(pool.pool, 0) for pool in policy.pools}
 
 
 def start_planner(deployment: Deployment, site: TrainingSite) -> ActorHandle:
@@ -284,7 +297,16 @@ def control_actor_names() -> list[str]:
 
 
 async def _call(name: str, method: str, *args: Any) -> Any:
-    return await asyncio.wait_for(getattr(actor(name), method).remote(*args), CALL_TIMEOUT_S)
+    """Ask an actor; raises PeerAwayError. Its handle is looked up in a thread: a slow GCS must not stop the loop."""
+
+    async def ask() -> Any:
+        handle = await asyncio.to_thread(actor, name)
+        return await getattr(handle, method).remote(*args)
+
+    try:
+        return await asyncio.wait_for(ask(), CALL_TIMEOUT_S)
+    except (ValueError, ray.exceptions.RayError, TimeoutError) as error:
+        raise PeerAwayError(f"{name} does not answer {method}: {error!r}") from error
 
 
 async def _forecast() -> Forecast:
@@ -292,8 +314,9 @@ async def _forecast() -> Forecast:
     return answer
 
 
-async def _hold_clocks(node_id: str, owner: str, wanted: Mapping[str, int], ttl_s: float) -> Mapping[str, int]:
-    answer: Mapping[str, int] = await _call(gpu_agent_name(node_id), "hold", owner, dict(wanted), ttl_s)
+async def _hold_clocks(node_id: str, owner: str, wishes: Mapping[str, Wish], ttl_s: float) -> Mapping[str, int]:
+    clocks = {uuid: wish.freq_mhz for uuid, wish in wishes.items() if wish.freq_mhz is not None}
+    answer: Mapping[str, int] = await _call(gpu_agent_name(node_id), "hold", owner, clocks, ttl_s)
     return answer
 
 
@@ -311,6 +334,16 @@ async def _pool_decisions(pool: PoolName, last: int) -> tuple[Decision, ...]:
     return answer
 
 
-async def _gpu_readings() -> tuple[GpuReading, ...]:
-    answers: list[tuple[GpuReading, ...]] = await asyncio.gather(*(_call(name, "readings") for name in agent_names()))
-    return tuple(reading for answer in answers for reading in answer)
+async def _gpu_readings() -> tuple[tuple[GpuReading, ...], tuple[str, ...]]:
+    """The readings of every agent that answers, and the names of those that do not."""
+    names = await asyncio.to_thread(agent_names)
+    answers = await asyncio.gather(*(_call(name, "readings") for name in names), return_exceptions=True)
+    readings: list[GpuReading] = []
+    away = []
+    for name, answer in zip(names, answers, strict=True):
+        if isinstance(answer, BaseException):
+            log.warning("%s does not answer: %r", name, answer)
+            away.append(name)
+        else:
+            readings += answer
+    return tuple(readings), tuple(away)

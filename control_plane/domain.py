@@ -107,6 +107,14 @@ class Slo:
         return ttft_s <= self.ttft_s(InputClass.of(input_tokens)) and mean_tbt_s <= self.tbt_s
 
 
+@dataclass(frozen=True, slots=True)
+class RequestSlo:
+    """Limits that a client set for one request; None where the class's limit holds."""
+
+    ttft_s: float | None = None
+    tbt_s: float | None = None
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Shape:
     """What a replica runs as: tensor parallelism and GPU clock."""
@@ -178,6 +186,14 @@ class Load:
         return Load({name: part for name, part in self.by_class.items() if name in wanted})
 
 
+class Role(StrEnum):
+    """Which part of a request a replica does."""
+
+    COMBINED = "combined"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
 class ReplicaState(StrEnum):
     """Life of a replica; ``MAY_FOLLOW`` says who may follow whom."""
 
@@ -204,7 +220,10 @@ def advance(state: ReplicaState, to: ReplicaState) -> ReplicaState:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """What is seen of one replica now."""
+    """What is seen of one replica now. ``freq_mhz`` is the clock that was observed, never the one that was asked for.
+
+    The fields from ``kv_used_ratio`` on are None unless the policy's ``Needs`` ask for them and the host can see them.
+    """
 
     replica_id: ReplicaId
     tp: int
@@ -213,6 +232,48 @@ class ReplicaView:
     waiting: int = 0
     running: int = 0
     oldest_wait_s: float = 0.0
+    role: Role = Role.COMBINED
+    kv_used_ratio: float | None = None
+    """Share of the KV cache that is in use, in [0, 1]."""
+    queued_tokens: int | None = None
+    """Prompt tokens that wait to be prefilled."""
+    tightest_slack_s: float | None = None
+    """Time left until the first TTFT limit among the waiting requests; negative where one has passed."""
+    power_w: float | None = None
+    """Observed power of all the replica's GPUs together."""
+    ttft_p99_s: float | None = None
+    tbt_p99_s: float | None = None
+
+    @property
+    def counts(self) -> bool:
+        """It serves or is about to: a plan counts on it. One that drains or has stopped does not."""
+        return self.state in (ReplicaState.STARTING, ReplicaState.READY)
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedPrompt:
+    """A request that waits for its first token, as the replica's queue holds it."""
+
+    arrival_s: float
+    input_tokens: int
+    left_tokens: int
+    """Prompt tokens that are not prefilled yet."""
+    ttft_limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """All that a governor may look at: its own replica's queue now, waiting requests in the order of the queue."""
+
+    tp: int
+    role: Role
+    freq_mhz: int
+    queued: tuple[QueuedPrompt, ...]
+    decoding: int
+    context_tokens: int
+    """Sum of the contexts of the requests that are decoding."""
+    kv_used_tokens: int
+    kv_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,8 @@ class ServeSettings(_Part):
 class Settings(_Part):
     """All of wattray's settings."""
 
+    policy: str = "wattray"
+    """Serving policy by name, see ``control_plane.serving.policies.registry``."""
     profile: str = "llama2-70b-h100-current"
     """Energy profile by name; `wattray profile list` shows them."""
     slo: SloSettings = SloSettings()

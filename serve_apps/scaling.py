@@ -9,7 +9,7 @@ import urllib.request
 import ray
 
 from actors.runtime import Deployment
-from control_plane.domain import PoolName
+from control_plane.domain import PoolName, Role
 from serve_apps.naming import REPLICA_DEPLOYMENT, pool_app
 
 DEPLOY_S = 60.0
@@ -17,7 +17,7 @@ NICENESS = 10
 """A first deployment has time; the requests beside it have not."""
 
 
-def set_replicas(deployment: Deployment, pool: PoolName, tp: int, replicas: int) -> None:
+def set_replicas(deployment: Deployment, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
     """So many replicas of this tensor parallelism in this pool; the application is deployed at first need. Asking
     again for the same changes nothing. Raises RuntimeError where Serve refuses, OSError where the dashboard is away."""
     if not _scale(deployment.dashboard_url, pool_app(pool, tp), replicas) and replicas > 0:

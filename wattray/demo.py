@@ -14,7 +14,7 @@ import ray
 from actors import runtime
 from actors.messages import ControlPlaneStatus, Decision
 from control_plane.domain import Load, ReplicaState, Request
-from control_plane.serving.fleet import load_of
+from control_plane.serving.load_forecast import load_of
 from control_plane.settings import Settings, parse_settings
 from control_plane.simulation.traces import demo_shape, read_azure, synthetic_conversation, window
 from control_plane.simulation.what_if import simulate_single_pool, simulate_wattray

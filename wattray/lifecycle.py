@@ -22,6 +22,7 @@ from control_plane.domain import Load
 from control_plane.settings import Settings
 from serve_apps import app
 from serve_apps.naming import ROUTER_APP, pool_app
+from serve_apps.scaling import set_replicas
 from wattray import ray_head
 from wattray.errors import WattrayError
 from wattray.ray_head import Ports, Running
@@ -71,12 +72,12 @@ def up(
         router_url = f"http://{settings.serve.host}:{settings.serve.port}"
         running = Running(found, dashboard_url, metrics_port, run_dir, router_url, head_pid)
         ray_head.save(running)
-        deployment = Deployment(settings, run_dir, dashboard_url, "serve_apps.scaling:set_replicas")
+        deployment = Deployment(settings, run_dir, dashboard_url)
         say("starting the router")
         app.start_router(deployment)
         _check_router(router_url)
         say("starting the control actors")
-        runtime.start_control_plane(deployment, first_load)
+        runtime.start_control_plane(deployment, first_load, set_replicas)
         say("starting the first replicas")
         _wait_for_replicas(settings)
         return running

@@ -1,11 +1,10 @@
 """What the simulated cluster asks of policies; the live ones answer it too."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 from control_plane.actions import SetReplicas, Step
-from control_plane.domain import PoolName, ReplicaId, ReplicaView
+from control_plane.domain import PoolName, ReplicaId, ReplicaView, Role
 from control_plane.serving.routing import Candidate
 
 
@@ -36,14 +35,6 @@ class QuickestFleet(Protocol):
 
     @property
     def takes_quickest(self) -> bool: ...
-
-
-class Role(StrEnum):
-    """Which part of a request a pool's replicas do."""
-
-    COMBINED = "combined"
-    PREFILL = "prefill"
-    DECODE = "decode"
 
 
 @runtime_checkable

@@ -13,14 +13,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from control_plane.actions import Action, SetFrequency, SetGpuBudget, SetReplicas
-from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Request, advance
+from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Request, Role, advance
 from control_plane.hardware.coalesced_replica import CoalescedReplica
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.hardware.request_columns import NOT_YET, RequestColumns
 from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.serving.routing import Candidate
-from control_plane.simulation.fleet import Fleet, PhaseSplitFleet, QuickestFleet, Role
+from control_plane.simulation.fleet import Fleet, PhaseSplitFleet, QuickestFleet
 from control_plane.simulation.floor import NOWHERE, EngineFactory, Floor, ReplicaEngine
 from control_plane.simulation.gpu_slots import GpuSlots
 from control_plane.simulation.heap_floor import HeapFloor
