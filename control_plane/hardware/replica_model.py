@@ -133,6 +133,16 @@ class ReplicaModel:
         return len(self._entries) - self.waiting
 
     @property
+    def decoding(self) -> int:
+        """Requests that decode in the iteration under way or, between two, in the next one."""
+        return self._decoding
+
+    @property
+    def context_tokens(self) -> int:
+        """Sum of their contexts."""
+        return self._decode_context
+
+    @property
     def kv_used_tokens(self) -> int:
         """KV entries that the batch occupies in the iteration under way or, between two, in the next one."""
         return self._kv_reserved + self._decode_context
@@ -148,6 +158,15 @@ class ReplicaModel:
                 if not entry.gone and not entry.first_token_sent:
                     return now_ps - entry.submitted_ps
         return 0
+
+    def queued(self) -> list[tuple[Hashable, int]]:
+        """(key, prompt tokens that are not prefilled yet) of those who wait for a first token, in the order of the
+        queue; an iteration counts once it is complete."""
+        found: list[tuple[Hashable, int]] = []
+        for entry in (*self._prefilling, *self._waiting):
+            if not entry.gone and not entry.first_token_sent:
+                found.append((entry.key, 0 if entry.kv_arrived else entry.input_tokens - entry.prefilled))
+        return found
 
     def generated(self, key: Hashable) -> int:
         """Tokens generated so far for a request that is here."""
