@@ -4,7 +4,8 @@
 
 Rounds take turns, so that a busy machine slows everyone alike; the median round counts. Routing choices are recorded
 once and played back: policy, parsing and sizing are not in these figures, nor is compiling the fast engine, which takes
-seconds where it never ran. "Routing included" is the single pool itself; "as objects" is what short runs use.
+seconds where it never ran. "Routing included" is the single pool itself; "phases apart" hands
+every request over from one of a third of the replicas, at least one, to one of the others; short runs are stepped.
 PEER_PYTHON is an interpreter of an environment of its own with `pip install ai-dynamo-runtime`.
 """
 
@@ -19,24 +20,21 @@ import tempfile
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from control_plane.actions import SetReplicas, Step
 from control_plane.baselines.single_pool import POOL, SinglePool
-from control_plane.domain import PoolName, ReplicaId, ReplicaView
-from control_plane.hardware.coalesced_replica import CoalescedReplica
+from control_plane.domain import PoolName, ReplicaId, ReplicaView, Role
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.profiles import load_profile
 from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.hardware.shape_tables import ShapeTables
+from control_plane.serving.policy import Governor
 from control_plane.serving.routing import Candidate
 from control_plane.simulation.fleet import Fleet
-from control_plane.simulation.floor import EngineFactory
 from control_plane.simulation.outcome import Simulated
-from control_plane.simulation.serving_cluster import SimulatedCluster
-from control_plane.simulation.stepped_replica import SteppedReplica
+from control_plane.simulation.serving_cluster import Engine, SimulatedCluster
 from control_plane.simulation.trace import Trace, scaled
 from wattray.trace_files import TraceRequest, load_trace
 
@@ -45,6 +43,8 @@ BLOCK_TOKENS = 512
 
 class RoundRobin:
     """Replica i mod n: the peer's way, at next to no cost."""
+
+    splits_phases = False
 
     def __init__(self, replicas: int) -> None:
         self._replicas, self._next = replicas, 0
@@ -59,6 +59,14 @@ class RoundRobin:
         chosen = candidates[self._next]
         return chosen.pool, chosen.replica_id
 
+    def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:
+        return None
+
+    def route_decode(
+        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
+    ) -> ReplicaId | None:
+        raise NotImplementedError("phases are together")
+
     def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
         pass
 
@@ -70,6 +78,24 @@ class RoundRobin:
 
     def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step:
         return Step((), now_s + 3600.0)
+
+
+class PhasesApart(RoundRobin):
+    """Prefill on a third of the replicas, decode on the others, both in turn."""
+
+    splits_phases = True
+
+    def first_replicas(self) -> Sequence[SetReplicas]:
+        prefill = max(1, self._replicas // 3)
+        return (
+            SetReplicas(PoolName("prefill"), 8, prefill, "static", Role.PREFILL),
+            SetReplicas(PoolName("decode"), 8, self._replicas - prefill, "static", Role.DECODE),
+        )
+
+    def route_decode(
+        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
+    ) -> ReplicaId | None:
+        return candidates[self._next % len(candidates)].replica_id
 
 
 class Recorded(RoundRobin):
@@ -137,8 +163,8 @@ def small_case(
     contenders: dict[str, Callable[[], float]] = {
         "fast engine": lambda: speed(profile, trace, Recorded(replicas, router.choices), "compiled"),
         "fast engine, routing included": lambda: speed(profile, trace, SinglePool(replicas), "compiled"),
-        "as objects": lambda: speed(profile, trace, Recorded(replicas, router.choices), CoalescedReplica),
-        "stepped oracle (a 20th of the trace)": lambda: speed(profile, part, RoundRobin(replicas), SteppedReplica),
+        "fast engine, phases apart": lambda: speed(profile, trace, PhasesApart(replicas), "compiled"),
+        "stepped oracle (a 20th of the trace)": lambda: speed(profile, part, RoundRobin(replicas), "stepped"),
     }
     with tempfile.TemporaryDirectory() as folder:
         if peer:
@@ -156,7 +182,6 @@ def large_case(profile: MachineProfile, trace: Trace, replicas: int, rounds: int
     contenders: dict[str, Callable[[], float]] = {
         "fast engine": lambda: speed(profile, trace, RoundRobin(replicas), "compiled"),
         "fast engine, routing included": lambda: speed(profile, trace, SinglePool(replicas), "compiled"),
-        "as objects": lambda: speed(profile, trace, RoundRobin(replicas), CoalescedReplica),
     }
     run(profile, trace.between(0, 1), SinglePool(1), "compiled")
     return {"requests": len(trace), "replicas": replicas, "requests_per_cpu_s": in_turns(contenders, rounds)}
@@ -192,7 +217,7 @@ def in_turns(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[st
     }
 
 
-def speed(profile: MachineProfile, trace: Trace, fleet: Fleet, engine: EngineFactory | Literal["compiled"]) -> float:
+def speed(profile: MachineProfile, trace: Trace, fleet: Fleet, engine: Engine) -> float:
     start_s = time.process_time()
     run(profile, trace, fleet, engine)
     return len(trace) / (time.process_time() - start_s)
@@ -202,7 +227,7 @@ def run(
     profile: MachineProfile,
     trace: Trace,
     fleet: Fleet,
-    engine: EngineFactory | Literal["compiled"],
+    engine: Engine,
     sample_s: float = 10.0,
 ) -> Simulated:
     gc.collect()

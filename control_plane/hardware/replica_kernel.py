@@ -1,7 +1,12 @@
-"""``CoalescedReplica`` for all replicas at once, compiled: records in flat arrays instead of objects.
+"""``ReplicaModel`` for all replicas at once, compiled: records in flat arrays instead of objects, and a run of decode
+iterations is one step.
 
-The same integers in the same order, so every time and every energy is equal to the last bit. A row is a replica, a
-seat a request that is somewhere in a batch or queue; seats are recycled, so memory follows what is in flight.
+While nothing arrives, finishes, is preempted or changes clock, k iterations of n decoders over C tokens of context
+last k·(alpha[n] + beta·C) + beta·n·k(k-1)/2 picoseconds. All of it is integers, so ending such a run early at any
+iteration loses nothing: every time equals the one that stepping gives.
+
+A row is a replica. A seat is a request in some batch or queue; seats are used again, so memory follows what is in
+flight.
 """
 
 import math
@@ -24,25 +29,35 @@ _LOG_STEP = math.log(GAP_STEP)
 
 
 class ReplicaRow(Protocol):
-    """A replica's batch, limits, clock and meter; see ``CoalescedReplica`` for what is not said here."""
+    """A replica's batch, limits, clock and meter."""
 
     number: int
+    """The cluster's number of the replica, ``NONE`` where the row is free."""
     wake_ps: int
-    """End of the spell under way, ``NEVER`` for an idle replica."""
+    """End of the run of iterations under way, ``NEVER`` for an idle replica."""
     start_ps: int
+    """Start of the run under way or, for an idle replica, since when it idles."""
     born_ps: int
     iterations: int
+    """Completed ones."""
     order: int
+    """Requests submitted so far."""
     decoding: int
     context: int
+    """Sum of the decoders' contexts in tokens, at the start of the run."""
     reserved: int
+    """KV entries of the prompts that are being prefilled."""
     repeats: int
+    """Iterations in the run under way."""
     duration_ps: int
+    """Of the run's first iteration; each further one takes ``growth_ps`` longer."""
     growth_ps: int
     tokens: int
+    """In each iteration of the run, ``prefill_tokens`` among them."""
     prefill_tokens: int
     idle_ps: int
     head_done: int
+    """Prefilled tokens of the first in the prefill queue; nobody behind it has any."""
     waiting: int
     """How many wait; they are linked from ``first_waiting``."""
     first_waiting: int
@@ -65,10 +80,19 @@ class ReplicaRow(Protocol):
     most_requests: int
     most_tokens: int
     draining: int
+    prefills_only: int
+    """Requests that have tokens left after their first are handed over to a decode replica."""
+    outbox: int
+    """Requests whose KV cache waits here or is on its way: until it arrives the replica is held."""
+    governed: int
+    """A governor is asked at every arrival. It is a call into Python now; another value may name a rule in arrays."""
     energy_wps: float
+    """Drawn in completed runs of iterations."""
     seat_energy_wps: float
+    """What a request would have paid that decoded since birth: two readings give a request's share."""
     power_w: float
     head_energy_wps: float
+    """Paid so far by the first in the prefill queue."""
     idle_w: float
 
 
@@ -85,7 +109,12 @@ class Seat(Protocol):
     kind: int
     following: int
     """Next in its queue, or next free seat."""
+    kv_arrived: int
+    """Prefilled elsewhere and not yet in the batch: its KV cache and first token are here."""
+    leaves: int
+    """It is handed over once it is prefilled."""
     paid_wps: float
+    """``seat_energy_wps`` when it began to decode, less what it paid before."""
 
 
 class Tally(Protocol):
@@ -94,12 +123,20 @@ class Tally(Protocol):
     free_seat: int
     ended: int
     now_ps: int
-    """When a request last ended."""
+    """When a request last ended or was lost."""
     logged: int
     keep_log: int
     arrived: int
     lost: int
+    handed: int
+    """How many requests the last run of iterations left to be handed over."""
+    drained: int
+    """A draining row that has nothing left to do, until that is said; else ``NONE``."""
     drained_ps: int
+    flying: int
+    """KV caches on their way."""
+    sent: int
+    """KV caches sent so far."""
 
 
 class Speeds(NamedTuple):
@@ -119,7 +156,7 @@ class Batches(NamedTuple):
     load: Integers
 
 
-class Fates(NamedTuple):
+class Outcomes(NamedTuple):
     """``RequestColumns`` as arrays, and token gaps by request type and bin."""
 
     started_ps: Integers
@@ -131,10 +168,11 @@ class Fates(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """``done``: room for who completes in one step. ``log``: what policies are still to be told, replica << 33 |
-    request << 1 | (0 first token, 1 ended)."""
+    """``done``: room for who completes in one step. ``handed``: room for who is prefilled and leaves. ``log``: what
+    policies are still to be told, replica << 33 | request << 1 | (0 first token, 1 ended)."""
 
     done: Integers
+    handed: Integers
     log: Integers
 
 
@@ -152,12 +190,14 @@ def submit(
     input_tokens: int,
     output_tokens: int,
     kind: int,
+    kv_arrived: int,
+    leaves: int,
     now_ps: int,
     seats: Sequence[Seat],
     tally: Tally,
     speeds: Speeds,
     batches: Batches,
-    fates: Fates,
+    outcomes: Outcomes,
 ) -> None:
     """Queue a request; there is a free seat and the KV cache could hold it."""
     taken = tally.free_seat
@@ -170,6 +210,8 @@ def submit(
     seat.output_tokens = output_tokens
     seat.generated = 0
     seat.kind = kind
+    seat.kv_arrived = kv_arrived
+    seat.leaves = leaves
     seat.following = NONE
     if row.waiting == 0:
         row.first_waiting = taken
@@ -180,7 +222,7 @@ def submit(
     batches.load[r] += input_tokens
     if row.wake_ps == NEVER:
         row.idle_ps += now_ps - row.start_ps
-        begin(row, r, now_ps, seats, speeds, batches, fates)
+        begin(row, r, now_ps, seats, speeds, batches, outcomes)
     elif row.repeats > 1 and row.waiting == 1:
         # Somebody who waited before is either next in line already or blocks the line until a finish.
         cut(row, now_ps)
@@ -219,10 +261,10 @@ def fire(
     tally: Tally,
     speeds: Speeds,
     batches: Batches,
-    fates: Fates,
+    outcomes: Outcomes,
     scratch: Scratch,
 ) -> None:
-    """End the spell, at ``wake_ps``, and begin the next."""
+    """End the run of iterations, at ``wake_ps``, and begin the next."""
     ends, seated, kinds, load = batches
     lasted_ps = now_ps - row.start_ps
     spent_wps = row.power_w * lasted_ps
@@ -240,7 +282,7 @@ def fire(
         gap = gap_bin(lasted_ps / repeats)
         for kind in range(kinds.shape[1]):
             if kinds[r, kind]:
-                fates.gaps[kind, gap] += kinds[r, kind] * repeats
+                outcomes.gaps[kind, gap] += kinds[r, kind] * repeats
         while decoding and ends[r, 0] == iteration:
             taken = seated[r, 0]
             pop(ends, seated, seats, r, decoding)
@@ -248,7 +290,7 @@ def fire(
             seat = seats[taken]
             context -= seat.input_tokens + seat.output_tokens
             kinds[r, seat.kind] -= 1
-            fates.energy_wps[seat.key] += seat_wps - seat.paid_wps
+            outcomes.energy_wps[seat.key] += seat_wps - seat.paid_wps
             scratch.done[finished] = seat.key
             finished += 1
             seat.following = tally.free_seat
@@ -257,20 +299,20 @@ def fire(
     row.context = context
     load[r] -= finished
     if row.prefill_tokens:
-        finished = end_prefill(row, r, now_ps, each_wps, seats, tally, batches, fates, scratch, finished)
+        finished = end_prefill(row, r, now_ps, each_wps, seats, tally, batches, outcomes, scratch, finished)
     if finished:
         tally.ended += finished
         tally.now_ps = now_ps
         for i in range(finished):
             key = scratch.done[i]
-            fates.finished_ps[key] = now_ps
-            fates.replica[key] = row.number
+            outcomes.finished_ps[key] = now_ps
+            outcomes.replica[key] = row.number
             if tally.keep_log:
                 scratch.log[tally.logged] = row.number << 33 | key << 1 | 1
                 tally.logged += 1
     if row.context + row.reserved > row.room:
-        preempt_until_it_fits(row, r, now_ps, seats, batches, fates)
-    begin(row, r, now_ps, seats, speeds, batches, fates)
+        preempt_until_it_fits(row, r, now_ps, seats, batches, outcomes)
+    begin(row, r, now_ps, seats, speeds, batches, outcomes)
 
 
 @compiled
@@ -282,7 +324,7 @@ def end_prefill(
     seats: Sequence[Seat],
     tally: Tally,
     batches: Batches,
-    fates: Fates,
+    outcomes: Outcomes,
     scratch: Scratch,
     finished: int,
 ) -> int:
@@ -307,18 +349,25 @@ def end_prefill(
         row.prefilling -= 1
         row.reserved -= prompt
         if seat.generated == 0:
-            fates.first_token_ps[seat.key] = now_ps
+            if not seat.leaves:
+                outcomes.first_token_ps[seat.key] = now_ps
             load[r] += 1 - seat.input_tokens
             if tally.keep_log:
                 scratch.log[tally.logged] = row.number << 33 | seat.key << 1
                 tally.logged += 1
         else:
-            fates.gaps[seat.kind, gap_bin(float(now_ps - seat.lost_ps))] += 1
+            outcomes.gaps[seat.kind, gap_bin(float(now_ps - seat.lost_ps))] += 1
         remaining = seat.output_tokens - seat.generated - 1
         if remaining == 0:
-            scratch.done[finished] = seat.key
-            finished += 1
-            fates.energy_wps[seat.key] += paid_wps
+            if seat.leaves:
+                scratch.handed[tally.handed] = seat.key
+                tally.handed += 1
+                row.outbox += 1
+                outcomes.replica[seat.key] = row.number
+            else:
+                scratch.done[finished] = seat.key
+                finished += 1
+            outcomes.energy_wps[seat.key] += paid_wps
             load[r] -= 1
             seat.following = tally.free_seat
             tally.free_seat = taken
@@ -343,18 +392,18 @@ def begin(
     seats: Sequence[Seat],
     speeds: Speeds,
     batches: Batches,
-    fates: Fates,
+    outcomes: Outcomes,
 ) -> None:
-    """Admit whom the limits allow and plan the next spell."""
+    """Admit whom the limits allow and plan the next run of iterations."""
     if row.pending_ps <= now_ps:
         take_clock(row)
+    if row.waiting:
+        admit(row, r, now_ps, seats, batches, outcomes)
     decoding = row.decoding
     context = row.context
-    if row.waiting:
-        admit(row, seats)
     row.start_ps = now_ps
     if row.prefilling:
-        attention_units = compose(row, now_ps, seats, fates)
+        attention_units = compose(row, now_ps, seats, outcomes)
         tokens = decoding + row.prefill_tokens
         row.tokens = tokens
         row.repeats = 1
@@ -382,16 +431,29 @@ def begin(
 
 
 @compiled
-def admit(row: ReplicaRow, seats: Sequence[Seat]) -> None:
+def admit(row: ReplicaRow, r: int, now_ps: int, seats: Sequence[Seat], batches: Batches, outcomes: Outcomes) -> None:
+    """First come, first served, while there is room for everyone's next token."""
+    ends, seated, kinds, load = batches
     while row.waiting:
         taken = row.first_waiting
         seat = seats[taken]
         prompt = seat.input_tokens + seat.generated
         batch = row.decoding + row.prefilling
-        if batch >= row.most_requests or row.context + row.reserved + prompt + batch + 1 > row.room:
+        needed = prompt + seat.kv_arrived + batch + 1
+        if batch >= row.most_requests or row.context + row.reserved + needed > row.room:
             return
         row.first_waiting = seat.following
         row.waiting -= 1
+        if seat.kv_arrived:
+            seat.kv_arrived = 0
+            push(ends, seated, seats, r, row.decoding, row.iterations + seat.output_tokens - 1, taken)
+            row.decoding += 1
+            row.context += prompt + 1
+            kinds[r, seat.kind] += 1
+            load[r] += 1 - seat.input_tokens
+            seat.paid_wps = row.seat_energy_wps
+            outcomes.first_token_ps[seat.key] = now_ps
+            continue
         row.reserved += prompt
         seat.following = NONE
         if row.prefilling == 0:
@@ -403,7 +465,7 @@ def admit(row: ReplicaRow, seats: Sequence[Seat]) -> None:
 
 
 @compiled
-def compose(row: ReplicaRow, now_ps: int, seats: Sequence[Seat], fates: Fates) -> int:
+def compose(row: ReplicaRow, now_ps: int, seats: Sequence[Seat], outcomes: Outcomes) -> int:
     """Set the iteration's prefill tokens, batches go first; returns their attention units."""
     budget = max(0, row.most_tokens - row.decoding)
     left = budget
@@ -416,7 +478,7 @@ def compose(row: ReplicaRow, now_ps: int, seats: Sequence[Seat], fates: Fates) -
         seat = seats[taken]
         chunk = min(left, seat.input_tokens + seat.generated - prefilled)
         if prefilled == 0 and seat.generated == 0:
-            fates.started_ps[seat.key] = now_ps
+            outcomes.started_ps[seat.key] = now_ps
         units += chunk * prefilled + chunk * (chunk + 1) // 2
         left -= chunk
         prefilled = 0
@@ -427,7 +489,7 @@ def compose(row: ReplicaRow, now_ps: int, seats: Sequence[Seat], fates: Fates) -
 
 @compiled
 def cut(row: ReplicaRow, after_ps: int) -> None:
-    """End the spell at its first iteration boundary later than ``after_ps``."""
+    """End the run of iterations at its first boundary later than ``after_ps``."""
     past_ps = after_ps - row.start_ps
     duration_ps = row.duration_ps
     growth_ps = row.growth_ps
@@ -455,7 +517,7 @@ def preempt_until_it_fits(
     now_ps: int,
     seats: Sequence[Seat],
     batches: Batches,
-    fates: Fates,
+    outcomes: Outcomes,
 ) -> None:
     """While the next iteration would occupy more than the KV cache, the newest decoder loses its entries."""
     ends, seated, kinds, _ = batches
@@ -470,7 +532,7 @@ def preempt_until_it_fits(
         seat = seats[taken]
         row.decoding -= 1
         row.context -= seat.input_tokens + seat.output_tokens - to_come
-        fates.energy_wps[seat.key] += row.seat_energy_wps - seat.paid_wps
+        outcomes.energy_wps[seat.key] += row.seat_energy_wps - seat.paid_wps
         kinds[r, seat.kind] -= 1
         seat.lost_ps = now_ps
         seat.generated = seat.output_tokens - to_come
@@ -479,6 +541,113 @@ def preempt_until_it_fits(
             row.last_waiting = taken
         row.first_waiting = taken
         row.waiting += 1
+
+
+@compiled
+def completed(row: ReplicaRow, now_ps: int) -> int:
+    """How many iterations of the run under way have ended by now."""
+    if row.wake_ps == NEVER or row.repeats == 1:
+        return 0
+    past_ps = now_ps - row.start_ps
+    low = 0
+    high = row.repeats - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if middle * row.duration_ps + row.growth_ps * (middle * (middle - 1) // 2) > past_ps:
+            high = middle - 1
+        else:
+            low = middle
+    return low
+
+
+@compiled
+def running_completed(rows: Sequence[ReplicaRow], r: int, now_ps: int) -> int:
+    """``completed`` of a row."""
+    return completed(rows[r], now_ps)
+
+
+@compiled
+def queued(rows: Sequence[ReplicaRow], r: int, seats: Sequence[Seat], found: Integers) -> int:
+    """Who waits for a first token, in the order of the queue: ``found[i]`` is (request, prompt tokens that are not
+    prefilled yet). Returns how many."""
+    row = rows[r]
+    count = 0
+    prefilled = row.head_done
+    taken = row.first_prefilling
+    for _ in range(row.prefilling):
+        seat = seats[taken]
+        if seat.generated == 0:
+            found[count, 0] = seat.key
+            found[count, 1] = seat.input_tokens - prefilled
+            count += 1
+        prefilled = 0
+        taken = seat.following
+    taken = row.first_waiting
+    for _ in range(row.waiting):
+        seat = seats[taken]
+        if seat.generated == 0:
+            found[count, 0] = seat.key
+            found[count, 1] = 0 if seat.kv_arrived else seat.input_tokens
+            count += 1
+        taken = seat.following
+    return count
+
+
+@compiled
+def abandon(
+    rows: Sequence[ReplicaRow],
+    r: int,
+    now_ps: int,
+    seats: Sequence[Seat],
+    tally: Tally,
+    batches: Batches,
+    outcomes: Outcomes,
+    found: Integers,
+) -> int:
+    """The replica is lost. Bills everyone who is here up to now and frees their seats: ``found[i]`` is (order of
+    submission, request). Returns how many."""
+    row = rows[r]
+    _, seated, kinds, _ = batches
+    each_wps = row.power_w * (now_ps - row.start_ps) / row.tokens if row.wake_ps != NEVER else 0.0
+    done = completed(row, now_ps)
+    if done and row.decoding:
+        gap = gap_bin(row.duration_ps + row.growth_ps * (done - 1) / 2)
+        for kind in range(kinds.shape[1]):
+            outcomes.gaps[kind, gap] += kinds[r, kind] * done
+    count = 0
+    for i in range(row.decoding):
+        taken = seated[r, i]
+        seat = seats[taken]
+        outcomes.energy_wps[seat.key] += row.seat_energy_wps + each_wps - seat.paid_wps
+        found[count, 0], found[count, 1] = seat.order, seat.key
+        count += 1
+        seat.following = tally.free_seat
+        tally.free_seat = taken
+    left = row.prefill_tokens
+    prefilled = row.head_done
+    taken = row.first_prefilling
+    for i in range(row.prefilling):
+        seat = seats[taken]
+        chunk = min(left, seat.input_tokens + seat.generated - prefilled)
+        outcomes.energy_wps[seat.key] += chunk * each_wps + (row.head_energy_wps if i == 0 else 0.0)
+        left -= chunk
+        prefilled = 0
+        found[count, 0], found[count, 1] = seat.order, seat.key
+        count += 1
+        following = seat.following
+        seat.following = tally.free_seat
+        tally.free_seat = taken
+        taken = following
+    taken = row.first_waiting
+    for _ in range(row.waiting):
+        seat = seats[taken]
+        found[count, 0], found[count, 1] = seat.order, seat.key
+        count += 1
+        following = seat.following
+        seat.following = tally.free_seat
+        tally.free_seat = taken
+        taken = following
+    return count
 
 
 @compiled

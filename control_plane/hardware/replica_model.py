@@ -133,6 +133,16 @@ class ReplicaModel:
         return len(self._entries) - self.waiting
 
     @property
+    def decoding(self) -> int:
+        """Requests that decode in the iteration under way or, between two, in the next one."""
+        return self._decoding
+
+    @property
+    def context_tokens(self) -> int:
+        """Sum of their contexts."""
+        return self._decode_context
+
+    @property
     def kv_used_tokens(self) -> int:
         """KV entries that the batch occupies in the iteration under way or, between two, in the next one."""
         return self._kv_reserved + self._decode_context
@@ -151,20 +161,11 @@ class ReplicaModel:
 
     def without_first_token(self) -> Iterator[tuple[Hashable, int]]:
         """Requests that wait for their first token, in the order of the queue, each with its prompt tokens that are
-        not prefilled yet."""
+        not prefilled yet; an iteration counts once it is complete."""
         for queue in (self._prefilling, self._waiting):
             for entry in queue:
                 if not entry.gone and not entry.first_token_sent:
-                    yield entry.key, entry.prompt - entry.prefilled
-
-    @property
-    def decoding(self) -> int:
-        return self._decoding
-
-    @property
-    def decode_context_tokens(self) -> int:
-        """Sum of the contexts of the requests that are decoding."""
-        return self._decode_context
+                    yield entry.key, 0 if entry.kv_arrived else entry.prompt - entry.prefilled
 
     def generated(self, key: Hashable) -> int:
         """Tokens generated so far for a request that is here."""

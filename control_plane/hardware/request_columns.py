@@ -35,29 +35,3 @@ class RequestColumns:
 
     def __len__(self) -> int:
         return len(self.arrival_ps)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenGaps:
-    """Times between tokens, of all replicas together. A spell is some iterations in a row of one replica; spells are
-    numbered per replica from 0, and a request decoded in those of a range. Gaps that a spell does not hold
-    (recomputation after a preemption) are listed one by one.
-
-    Two numbers share 64 bits, the first in the upper half: it is written millions of times.
-    """
-
-    spell_ps: "array[int]"
-    spell_replica_iterations: "array[int]"
-    span_replica_request: "array[int]"
-    span_from_to: "array[int]"
-    late_request: "array[int]"
-    late_ps: "array[int]"
-
-    @classmethod
-    def none(cls) -> "TokenGaps":
-        return cls(array("q"), array("q"), array("q"), array("q"), array("i"), array("q"))
-
-    def clear(self) -> None:
-        for column in (self.spell_ps, self.spell_replica_iterations, self.span_replica_request, self.span_from_to):
-            del column[:]
-        del self.late_request[:], self.late_ps[:]

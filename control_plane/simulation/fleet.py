@@ -1,21 +1,39 @@
-"""What the simulated cluster asks of policies; the live ones answer it too."""
+"""What the simulated cluster asks of policies; ``serving.hosted_policy`` answers it for every policy that runs live."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Protocol, runtime_checkable
 
 from control_plane.actions import SetReplicas, Step
 from control_plane.domain import PoolName, ReplicaId, ReplicaView, Role
+from control_plane.serving.policy import Governor
 from control_plane.serving.routing import Candidate
 
 
 class Fleet(Protocol):
     """The policies of a whole cluster."""
 
+    @property
+    def splits_phases(self) -> bool:
+        """Prefill and decode run on different replicas: ``SetReplicas`` gives each the role of one phase, ``route``
+        names prefill replicas and ``route_decode`` the others."""
+        ...
+
     def first_replicas(self) -> Sequence[SetReplicas]: ...
+    def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:
+        """The governor of one new replica; None: its clock is set by ``SetFrequency`` alone."""
+        ...
+
     def route(
         self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
     ) -> tuple[PoolName, ReplicaId] | None:
         """``candidates`` is the same object until a replica comes or goes."""
+        ...
+
+    def route_decode(
+        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
+    ) -> ReplicaId | None:
+        """Where the KV cache goes once the prefill replica is done with the request; None: nowhere yet. Asked only
+        where phases are apart."""
         ...
 
     def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None: ...
@@ -35,16 +53,3 @@ class QuickestFleet(Protocol):
 
     @property
     def takes_quickest(self) -> bool: ...
-
-
-@runtime_checkable
-class PhaseSplitFleet(Protocol):
-    """A fleet that prefills and decodes on different replicas; ``route`` then names the prefill replica."""
-
-    @property
-    def roles(self) -> Mapping[PoolName, Role]: ...
-    def route_decode(
-        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
-    ) -> ReplicaId | None:
-        """Where the KV cache goes once the prefill replica is done with the request; None: nowhere yet."""
-        ...

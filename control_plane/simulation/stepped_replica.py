@@ -1,25 +1,47 @@
-"""The oracle's replica: ``ReplicaModel`` stepped one iteration at a time, with the surface of ``CoalescedReplica``.
+"""The oracle's replica: ``ReplicaModel`` stepped one iteration at a time, with a meter.
 
 Slow and plain on purpose: every iteration is an event and every token is billed where it falls.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
-from control_plane.hardware.coalesced_replica import IDLE_PS
 from control_plane.hardware.replica_model import Iteration, ReplicaModel
-from control_plane.hardware.request_columns import NOT_YET, RequestColumns, TokenGaps
+from control_plane.hardware.request_columns import NOT_YET, RequestColumns
 from control_plane.hardware.shape_tables import ShapeTables
+from control_plane.simulation.token_gaps import GapHistogram
+
+IDLE_PS = -1
+"""``wake_ps`` of a replica that has nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class IterationEnd:
+    """Positions of those who got their first token in an iteration, and of those who are complete."""
+
+    first_token: Sequence[int]
+    finished: Sequence[int]
 
 
 class SteppedReplica:
-    """One replica's batch and meter; keys are positions in the columns."""
+    """One replica's batch and meter, a ``ReplicaEngine``; keys are positions in the columns. ``end_iteration`` is due
+    at ``wake_ps``; requests and clocks may come at any moment in between."""
 
-    def __init__(self, tables: ShapeTables, columns: RequestColumns, gaps: TokenGaps, number: int, now_ps: int) -> None:
-        del number  # spells are the fast engine's
+    def __init__(
+        self,
+        tables: ShapeTables,
+        columns: RequestColumns,
+        gaps: GapHistogram,
+        now_ps: int,
+        prefills_only: bool,
+        governed: bool,
+    ) -> None:
         self.wake_ps = IDLE_PS
-        self.first_tokens: Sequence[int] = ()
         self.born_ps = now_ps
+        self.prefills_only, self.governed = prefills_only, governed
+        self.draining = False
+        self.outbox = 0
         self._tables, self._columns = tables, columns
         self._model = ReplicaModel(tables.times, tables.limits)
         self._freq_mhz = self._target_mhz = tables.gpu.max_freq_mhz
@@ -37,8 +59,15 @@ class SteppedReplica:
         self._gaps = gaps
 
     @property
+    def busy(self) -> bool:
+        return self._iteration is not None
+
+    @property
     def target_mhz(self) -> int:
         return self._target_mhz
+
+    def freq_mhz(self, now_ps: int) -> int:
+        return self._target_mhz if self._settled_ps <= now_ps else self._freq_mhz
 
     @property
     def waiting(self) -> int:
@@ -47,6 +76,21 @@ class SteppedReplica:
     @property
     def running(self) -> int:
         return self._model.running
+
+    @property
+    def decoding(self) -> int:
+        return self._model.decoding
+
+    def context_tokens(self, now_ps: int) -> int:
+        del now_ps
+        return self._model.context_tokens
+
+    def kv_used_tokens(self, now_ps: int) -> int:
+        del now_ps
+        return self._model.kv_used_tokens
+
+    def queued(self) -> Sequence[tuple[int, int]]:
+        return cast("Sequence[tuple[int, int]]", list(self._model.without_first_token()))
 
     def oldest_wait_ps(self, now_ps: int) -> int:
         return self._model.oldest_wait_ps(now_ps)
@@ -60,9 +104,6 @@ class SteppedReplica:
         if self._iteration is not None:
             self._share_out(self._power_w * (now_ps - self._start_ps), self._shares())
         return list(self._order)
-
-    def close_spans(self) -> None:
-        """Every gap is noted where it ends."""
 
     def submit(self, key: int, input_tokens: int, output_tokens: int, now_ps: int, kv_arrived: bool = False) -> None:
         arrived_ps = self._columns.arrival_ps[key]
@@ -82,19 +123,29 @@ class SteppedReplica:
         self._target_mhz = target_mhz
         self._settled_ps = now_ps + max(1, self._tables.gpu.settle_ns * 1000)
 
-    def fire(self, now_ps: int) -> Sequence[int]:
+    def hand_over(self, keys: Sequence[int]) -> None:
+        """The KV caches of these wait here; their client has no token yet."""
+        self.outbox += len(keys)
+        for key in keys:
+            self._columns.first_token_ps[key] = self._columns.finished_ps[key] = NOT_YET
+
+    def kv_left(self) -> None:
+        self.outbox -= 1
+
+    def end_iteration(self, now_ps: int) -> IterationEnd:
+        """End the iteration under way and begin the next."""
         columns = self._columns
         shares = self._shares()
         self._bill(now_ps, shares)
         progress = self._model.complete()
         finished = cast("tuple[int, ...]", progress.finished)
-        self.first_tokens = cast("tuple[int, ...]", progress.first_token)
+        first_tokens = cast("tuple[int, ...]", progress.first_token)
         for key, _ in shares:
             if key in self._last_token_ps:
                 still_here = key not in finished
                 if not still_here or self._model.generated(key) > self._generated[key]:
                     self._note_gap(key, now_ps)
-        for key in self.first_tokens:
+        for key in first_tokens:
             columns.first_token_ps[key] = self._last_token_ps[key] = now_ps
         for key in finished:
             columns.finished_ps[key] = now_ps
@@ -102,14 +153,13 @@ class SteppedReplica:
             del self._order[key]
         self._generated = {key: self._model.generated(key) for key in self._order}
         self._begin(now_ps)
-        return finished
+        return IterationEnd(first_tokens, finished)
 
     def _shares(self) -> tuple[tuple[int, int], ...]:
         return cast("tuple[tuple[int, int], ...]", self._model.shares())
 
     def _note_gap(self, key: int, now_ps: int) -> None:
-        self._gaps.late_request.append(key)
-        self._gaps.late_ps.append(now_ps - self._last_token_ps[key])
+        self._gaps.note(key, now_ps - self._last_token_ps[key])
         self._last_token_ps[key] = now_ps
 
     def _bill(self, now_ps: int, shares: Sequence[tuple[int, int]]) -> None:

@@ -161,7 +161,7 @@ class SimulatedEngine:
             freq_mhz,
             tuple(queued),
             model.decoding,
-            model.decode_context_tokens,
+            model.context_tokens,
             model.kv_used_tokens,
             model.limits.kv_tokens,
         )

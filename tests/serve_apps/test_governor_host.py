@@ -12,6 +12,7 @@ from actors.gpu_agent import GpuAgent
 from actors.messages import Orders
 from actors.peers import PeerAwayError
 from control_plane.domain import QueuedPrompt, QueueView, Role
+from control_plane.leases import Hold
 from serve_apps import governor_host
 from serve_apps.governor_host import ClockRange, GovernorHost
 

@@ -1,6 +1,6 @@
 """No policy that holds the SLO for 99 % and loses nothing spends less than the bound."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from random import Random
 
 import numpy as np
@@ -8,13 +8,14 @@ import pytest
 
 from control_plane.actions import Action, SetFrequency, SetReplicas, Step
 from control_plane.baselines.single_pool import SinglePool
-from control_plane.domain import PoolName, ReplicaId, ReplicaView, Slo
+from control_plane.domain import PoolName, ReplicaId, ReplicaView, Role, Slo
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.hardware.shape_tables import ShapeTables
+from control_plane.serving.policy import Governor
 from control_plane.serving.routing import Candidate
 from control_plane.settings import Settings
 from control_plane.simulation.bound import energy_bound
-from control_plane.simulation.fleet import Fleet, Role
+from control_plane.simulation.fleet import Fleet
 from control_plane.simulation.outcome import Simulated
 from control_plane.simulation.serving_cluster import SimulatedCluster
 from control_plane.simulation.trace import Trace, scaled
@@ -36,12 +37,22 @@ class ThriftyFleet:
         self._load: dict[ReplicaId, int] = {}
         self._clocked: set[ReplicaId] = set()
 
+    splits_phases = False
+
     def first_replicas(self) -> Sequence[SetReplicas]:
-        return [SetReplicas(pool, self._tp, 1, "") for pool in self.pools]
+        return [SetReplicas(pool, self._tp, 1, "", role) for pool, role in self.roles.items()]
 
     @property
-    def pools(self) -> Sequence[PoolName]:
-        return (PoolName("p"),)
+    def roles(self) -> dict[PoolName, Role]:
+        return {PoolName("p"): Role.COMBINED}
+
+    def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:
+        return None
+
+    def route_decode(
+        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
+    ) -> ReplicaId | None:
+        raise NotImplementedError
 
     def route(
         self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
@@ -71,10 +82,10 @@ class ThriftyFleet:
 
     def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step:
         actions: list[Action] = []
-        for pool in self.pools:
+        for pool, role in self.roles.items():
             busy = sum(view.running + view.waiting for name, view in replicas if name == pool)
             wanted = min(self._most, max(1, -(-busy // self._together)))
-            actions.append(SetReplicas(pool, self._tp, wanted, ""))
+            actions.append(SetReplicas(pool, self._tp, wanted, "", role))
         for _, view in replicas:
             if view.freq_mhz != self._freq_mhz:
                 actions.append(SetFrequency(view.replica_id, self._freq_mhz, ""))
@@ -84,12 +95,10 @@ class ThriftyFleet:
 class ThriftySplitFleet(ThriftyFleet):
     """The same with prefill and decode on replicas of their own."""
 
-    @property
-    def pools(self) -> Sequence[PoolName]:
-        return (PoolName("p"), PoolName("d"))
+    splits_phases = True
 
     @property
-    def roles(self) -> Mapping[PoolName, Role]:
+    def roles(self) -> dict[PoolName, Role]:
         return {PoolName("p"): Role.PREFILL, PoolName("d"): Role.DECODE}
 
     def route_decode(

@@ -1,32 +1,28 @@
-"""The fast engine equals the oracle: every completion time, routing choice and clock change."""
+"""The compiled event loop equals the oracle: every completion time, routing choice, clock and governor's look."""
 
 import gc
 import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Literal
 
 import numpy as np
 import pytest
 
-from control_plane.actions import Action, SetFrequency, SetReplicas, Step
+from control_plane.actions import Action, SetFrequency, SetGovernor, SetReplicas, Step
 from control_plane.baselines.single_pool import SinglePool
-from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView
-from control_plane.hardware.coalesced_replica import CoalescedReplica
+from control_plane.domain import PoolName, QueueView, ReplicaId, ReplicaState, ReplicaView, Role
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.hardware.replica_model import ReplicaLimits
 from control_plane.hardware.shape_tables import ShapeTables
+from control_plane.serving.policy import Governor
 from control_plane.serving.routing import Candidate
 from control_plane.settings import Settings
-from control_plane.simulation import compiled_floor, serving_cluster
-from control_plane.simulation.compiled_floor import CompiledFloor
-from control_plane.simulation.fleet import Role
-from control_plane.simulation.floor import EngineFactory
+from control_plane.simulation import compiled_loop, serving_cluster
+from control_plane.simulation.compiled_loop import Compiled
 from control_plane.simulation.outcome import Simulated
-from control_plane.simulation.serving_cluster import ClusterTimes, NodeFailure, SimulatedCluster
-from control_plane.simulation.stepped_replica import SteppedReplica
+from control_plane.simulation.serving_cluster import ClusterTimes, Engine, NodeFailure, SimulatedCluster
 from control_plane.simulation.trace import Trace
 from control_plane.simulation.traces import read_azure, synthetic_conversation, window
 from control_plane.simulation.what_if import hosted_policy
@@ -47,15 +43,34 @@ def assert_same(fast: Simulated, slow: Simulated) -> None:
 
 
 class ErraticFleet:
-    """Routes, scales and changes clocks at random, but by seed: what any policy might do."""
+    """Routes, scales, changes clocks and hands over at random, but by seed: what any policy might do."""
 
-    def __init__(self, random: Random, replicas: int, tps: Sequence[int], split: bool) -> None:
+    def __init__(
+        self, random: Random, replicas: int, tps: Sequence[int], splits_phases: bool = False, governs: bool = False
+    ) -> None:
         self._random, self._replicas, self._tps = random, replicas, tps
-        self._pools = (PoolName("p"), PoolName("d")) if split else (PoolName("p"),)
-        self.log: list[tuple[str, Hashable, ReplicaId]] = []
+        self._roles = (
+            {PoolName("p"): Role.PREFILL, PoolName("d"): Role.DECODE}
+            if splits_phases
+            else {PoolName("p"): Role.COMBINED}
+        )
+        self.splits_phases, self._governs = splits_phases, governs
+        self.log: list[tuple[str, Hashable, Hashable]] = []
 
     def first_replicas(self) -> Sequence[SetReplicas]:
-        return [SetReplicas(pool, self._tps[0], self._replicas, "") for pool in self._pools]
+        return [SetReplicas(pool, self._tps[0], self._replicas, "", role) for pool, role in self._roles.items()]
+
+    def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:
+        return ErraticGovernor(self.log) if self._governs and tp != 4 else None
+
+    def route_decode(
+        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
+    ) -> ReplicaId | None:
+        if not candidates or self._random.random() < 0.02:
+            return None
+        chosen = self._random.choice(candidates).replica_id
+        self.log.append(("decode", request_id, chosen))
+        return chosen
 
     def route(
         self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
@@ -79,37 +94,35 @@ class ErraticFleet:
         actions: list[Action] = []
         for _, view in replicas:
             self.log.append(("seen", (view.waiting, view.running, view.oldest_wait_s), view.replica_id))
+            freq_mhz = self._random.choice(PROFILE.gpu.freqs_mhz[::9])
             if view.state is ReplicaState.READY and self._random.random() < 0.7:
-                freq_mhz = self._random.choice(PROFILE.gpu.freqs_mhz[::9])
-                actions.append(SetFrequency(view.replica_id, freq_mhz, ""))
+                if self._governs and view.tp != 4 and self._random.random() < 0.7:
+                    ceiling_mhz = freq_mhz + self._random.randint(0, 600)
+                    actions.append(SetGovernor(view.replica_id, freq_mhz, ceiling_mhz, ""))
+                else:
+                    actions.append(SetFrequency(view.replica_id, freq_mhz, ""))
         if self._random.random() < 0.2:
-            pool, tp = self._random.choice(self._pools), self._random.choice(self._tps)
+            (pool, role), tp = self._random.choice(tuple(self._roles.items())), self._random.choice(self._tps)
             at_least = 1 if tp == self._tps[0] else 0
-            actions.append(SetReplicas(pool, tp, self._random.randint(at_least, self._replicas + 1), ""))
+            wanted = self._random.randint(at_least, self._replicas + 1)
+            first = tuple(view.replica_id for _, view in replicas if self._random.random() < 0.3)
+            actions.append(SetReplicas(pool, tp, wanted, "", role, first))
         return Step(tuple(actions), now_s + self._random.choice([0.003, 0.2, 0.4, 1.0]))
 
 
-class ErraticSplitFleet(ErraticFleet):
-    """The same with prefill and decode apart."""
+class ErraticGovernor:
+    """Wants a clock that follows from all that it sees, and notes what it saw."""
 
-    @property
-    def roles(self) -> Mapping[PoolName, Role]:
-        return {PoolName("p"): Role.PREFILL, PoolName("d"): Role.DECODE}
+    def __init__(self, log: list[tuple[str, Hashable, Hashable]]) -> None:
+        self._log = log
 
-    def route_decode(
-        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
-    ) -> ReplicaId | None:
-        if not candidates:
-            return None
-        chosen = self._random.choice(candidates).replica_id
-        self.log.append(("decode", request_id, chosen))
-        return chosen
+    def look(self, queue: QueueView, now_s: float) -> int:
+        self._log.append(("look", now_s, queue))
+        left = sum(prompt.left_tokens for prompt in queue.queued)
+        return 300 + (7 * left + 31 * queue.decoding + queue.context_tokens + 3 * queue.kv_used_tokens) % 1700
 
 
-def fuzzed(
-    seed: int, engine: EngineFactory | Literal["compiled"], whole: bool = False
-) -> tuple[Simulated, ErraticFleet]:
-    """``whole``: the same case without failures and with phases together."""
+def fuzzed(seed: int, engine: Engine) -> tuple[Simulated, ErraticFleet]:
     random = Random(seed)
     count = random.randint(1, 60)
     most_input, most_output = random.choice([(20, 6), (300, 60), (3000, 120)])
@@ -124,16 +137,14 @@ def fuzzed(
     limits = ReplicaLimits(room, random.choice([1, 2, 5, 256]), random.choice([16, 128, 2048]))
     tps = random.sample([2, 4, 8], random.randint(1, 3))
     tables = {tp: ShapeTables(PROFILE.times(tp), limits, PROFILE.gpu, tp) for tp in PROFILE.tps}
-    split = random.random() < 0.3
     failures = [
         NodeFailure(random.uniform(0, 6), random.randint(0, 2), random.uniform(0.01, 3))
         for _ in range(random.choice([0, 0, 1, 3]))
     ]
-    if whole:
-        split, failures = False, []
-    kind = ErraticSplitFleet if split else ErraticFleet
-    fleet = kind(Random(seed + 1), random.randint(1, 3), tps, split)
-    times = ClusterTimes(random.choice([0.0, 0.01, 2.0]), 0.005)
+    splits_phases, governs = random.random() < 0.4, random.random() < 0.4
+    fleet = ErraticFleet(Random(seed + 1), random.randint(1, 3), tps, splits_phases, governs)
+    kv_latency_s = random.choice([0.0, 0.002, 0.1])
+    times = ClusterTimes(random.choice([0.0, 0.01, 2.0]), 0.005, kv_latency_s=kv_latency_s)
     gpus = random.choice([None, 48])
     cluster = SimulatedCluster(
         PROFILE, gpus, fleet, sample_s=0.7, times=times, failures=failures, engine=engine, tables=tables
@@ -141,25 +152,32 @@ def fuzzed(
     return cluster.run(trace), fleet
 
 
-@pytest.mark.parametrize("block", range(20))
-def test_500_fuzzed_cases_agree(block: int) -> None:
-    for seed in range(block * 25, block * 25 + 25):
-        fast, fast_fleet = fuzzed(seed, CoalescedReplica)
-        slow, slow_fleet = fuzzed(seed, SteppedReplica)
-        assert fast_fleet.log == slow_fleet.log, f"seed {seed}"
-        assert_same(fast, slow)
+def assert_seed_agrees(seed: int) -> None:
+    fast, fast_fleet = fuzzed(seed, "compiled")
+    slow, slow_fleet = fuzzed(seed, "stepped")
+    assert fast_fleet.log == slow_fleet.log, f"seed {seed}"
+    assert_same(fast, slow)
+    np.testing.assert_array_equal(fast.gaps.counts(), slow.gaps.counts())
 
 
+@pytest.mark.parametrize("seed", range(0, 500, 8))
+def test_fuzzed_cases_with_failures_phases_apart_and_governors_agree(seed: int) -> None:
+    assert_seed_agrees(seed)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("block", range(20))
-def test_500_fuzzed_cases_agree_compiled(block: int) -> None:
+def test_500_fuzzed_cases_with_failures_phases_apart_and_governors_agree(block: int) -> None:
     for seed in range(block * 25, block * 25 + 25):
-        fast, fast_fleet = fuzzed(seed, "compiled", whole=True)
-        slow, slow_fleet = fuzzed(seed, SteppedReplica, whole=True)
-        objects, objects_fleet = fuzzed(seed, CoalescedReplica, whole=True)
-        assert fast_fleet.log == slow_fleet.log == objects_fleet.log, f"seed {seed}"
-        assert_same(fast, slow)
-        assert fast == objects, f"seed {seed}: energies too, to the last bit"
-        np.testing.assert_array_equal(fast.gaps.bins, objects.gaps.bins)
+        assert_seed_agrees(seed)
+
+
+def test_the_fuzzed_cases_meet_what_they_are_for() -> None:
+    """Requests are handed over, dropped and looked at; replicas preempt and drain; nobody is asked for nothing."""
+    words: set[str] = set()
+    for seed in range(0, 120, 4):
+        words |= {word for word, _, _ in fuzzed(seed, "compiled")[1].log}
+    assert words == {"route", "first", "ended", "seen", "dropped", "decode", "look"}
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -174,17 +192,14 @@ def test_the_kernel_routes_as_the_single_pool_does(seed: int) -> None:
     limits = ReplicaLimits(random.choice([2000, 4000, 10**6]), random.choice([2, 256]), 2048)
     tables = {8: ShapeTables(PROFILE.times(8), limits, PROFILE.gpu, 8)}
 
-    def run(engine: EngineFactory | Literal["compiled"]) -> Simulated:
-        return SimulatedCluster(PROFILE, None, SinglePool(replicas), engine=engine, tables=tables).run(trace, 30.0)
+    failures = [NodeFailure(random.uniform(0, 2), random.randint(0, 5), 0.5) for _ in range(random.choice([0, 2]))]
 
-    assert run("compiled") == run(CoalescedReplica)
-    assert_same(run("compiled"), run(SteppedReplica))
+    def run(engine: Engine) -> Simulated:
+        fleet = SinglePool(replicas)
+        cluster = SimulatedCluster(PROFILE, None, fleet, failures=failures, engine=engine, tables=tables)
+        return cluster.run(trace, 30.0)
 
-
-def test_the_compiled_floor_refuses_what_it_does_not_know() -> None:
-    cluster = SimulatedCluster(PROFILE, None, SinglePool(1), failures=[NodeFailure(1.0, 0)], engine="compiled")
-    with pytest.raises(ValueError, match="neither failures nor phases apart"):
-        cluster.run(Trace.of(synthetic_conversation(1, seed=3)))
+    assert_same(run("compiled"), run("stepped"))
 
 
 @pytest.mark.parametrize(
@@ -195,25 +210,21 @@ def test_times_that_cannot_be_are_refused(field: str, value: float) -> None:
         ClusterTimes(**{field: value})
 
 
-def test_a_long_trace_takes_the_kernel_and_a_short_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_trace_is_compiled_and_a_short_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
 
-    class Noted(CompiledFloor):
-        def play(self, until_ps: int) -> None:
+    class Noted(Compiled):
+        def play(self, until_ps: int, kv_too: bool) -> None:
             taken.append(until_ps)
-            super().play(until_ps)
+            super().play(until_ps, kv_too)
 
-    monkeypatch.setattr(compiled_floor, "CompiledFloor", Noted)
+    monkeypatch.setattr(compiled_loop, "Compiled", Noted)
     trace = Trace.of(synthetic_conversation(2, seed=3))
     short = SimulatedCluster(PROFILE, None, SinglePool(2)).run(trace)
     assert not taken
-    monkeypatch.setattr(serving_cluster, "COMPILED_FROM", len(trace))
-    assert SimulatedCluster(PROFILE, None, SinglePool(2)).run(trace) == short
+    monkeypatch.setattr(serving_cluster, "COMPILED_FROM_TOKENS", int(trace.output_tokens.sum()))
+    assert_same(SimulatedCluster(PROFILE, None, SinglePool(2)).run(trace), short)
     assert taken
-    taken.clear()
-    with_failures = SimulatedCluster(PROFILE, None, SinglePool(2), failures=[NodeFailure(1e6, 0)])
-    assert with_failures.run(trace) == short
-    assert not taken
 
 
 def test_policies_are_billed_for_their_own_time() -> None:
@@ -225,8 +236,8 @@ def test_policies_are_billed_for_their_own_time() -> None:
     assert cluster.policy_s == 0.0, "one tick between two reads is what reading costs"
 
 
-@pytest.mark.parametrize("engine", ["compiled", CoalescedReplica])
-def test_a_run_leaves_no_cycle_behind(engine: EngineFactory | Literal["compiled"]) -> None:
+@pytest.mark.parametrize("engine", ["compiled", "stepped"])
+def test_a_run_leaves_no_cycle_behind(engine: Engine) -> None:
     trace = Trace.of(synthetic_conversation(2, seed=3))
     gc.disable()
     try:
@@ -243,10 +254,9 @@ def test_a_run_leaves_no_cycle_behind(engine: EngineFactory | Literal["compiled"
 def run_both(trace: Trace, gpus: int) -> None:
     settings = Settings()
     for make in (lambda: SinglePool(2), lambda: hosted_policy("wattray", trace, settings, PROFILE, gpus, 0.0)):
-        fast = SimulatedCluster(PROFILE, gpus, make(), 5.0).run(trace)
-        slow = SimulatedCluster(PROFILE, gpus, make(), 5.0, engine=SteppedReplica).run(trace)
+        fast = SimulatedCluster(PROFILE, gpus, make(), 5.0, engine="compiled").run(trace)
+        slow = SimulatedCluster(PROFILE, gpus, make(), 5.0, engine="stepped").run(trace)
         assert_same(fast, slow)
-        assert SimulatedCluster(PROFILE, gpus, make(), 5.0, engine="compiled").run(trace) == fast
         for share in (0.5, 0.99):
             assert fast.gaps.percentile_s(share) == pytest.approx(slow.gaps.percentile_s(share), rel=0.01)
 

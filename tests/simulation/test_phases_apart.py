@@ -6,33 +6,34 @@ import numpy as np
 import pytest
 
 from control_plane.actions import SetReplicas, Step
-from control_plane.domain import PoolName, ReplicaId, ReplicaView, Slo
-from control_plane.hardware.coalesced_replica import CoalescedReplica
+from control_plane.domain import PoolName, ReplicaId, ReplicaView, Role, Slo
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.hardware.replica_model import ReplicaLimits
 from control_plane.hardware.shape_tables import ShapeTables
+from control_plane.serving.policy import Governor
 from control_plane.serving.routing import Candidate
-from control_plane.simulation.fleet import Role
-from control_plane.simulation.floor import EngineFactory
 from control_plane.simulation.outcome import Simulated
 from control_plane.simulation.scoring import score
-from control_plane.simulation.serving_cluster import ClusterTimes, SimulatedCluster
-from control_plane.simulation.stepped_replica import SteppedReplica
+from control_plane.simulation.serving_cluster import ClusterTimes, Engine, SimulatedCluster
 from control_plane.simulation.trace import Trace
 
 PROFILE = RooflineProfile()
 TOP = PROFILE.max_freq_mhz
 TIMES = PROFILE.times(8)
-BOTH = pytest.mark.parametrize("engine", [CoalescedReplica, SteppedReplica])
+BOTH = pytest.mark.parametrize("engine", ["compiled", "stepped"])
 
 
 class OneOfEach:
     """A prefill and a decode replica, TP8 at full clock."""
 
+    splits_phases = True
     roles: Mapping[PoolName, Role] = {PoolName("p"): Role.PREFILL, PoolName("d"): Role.DECODE}
 
     def first_replicas(self) -> Sequence[SetReplicas]:
-        return [SetReplicas(pool, 8, 1, "") for pool in self.roles]
+        return [SetReplicas(pool, 8, 1, "", role) for pool, role in self.roles.items()]
+
+    def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:
+        return None
 
     def route(
         self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
@@ -58,7 +59,7 @@ class OneOfEach:
 
 
 def run(
-    engine: EngineFactory,
+    engine: Engine,
     requests: Sequence[tuple[int, int, int]],
     kv_latency_s: float = 0.002,
     kv_bytes_per_token: float = 0.0,
@@ -81,7 +82,7 @@ def decode_ps(context: int) -> int:
 
 
 @BOTH
-def test_the_client_has_the_first_token_after_the_hand_over(engine: EngineFactory) -> None:
+def test_the_client_has_the_first_token_after_the_hand_over(engine: Engine) -> None:
     columns = run(engine, [(0, 300, 4)]).columns
     hand_over_ps = prefill_ps(300) + 2 * 10**9
     assert columns.first_token_ps[0] == hand_over_ps
@@ -89,25 +90,25 @@ def test_the_client_has_the_first_token_after_the_hand_over(engine: EngineFactor
 
 
 @BOTH
-def test_the_kv_of_the_prompt_travels_and_the_sampled_token_has_none(engine: EngineFactory) -> None:
+def test_the_kv_of_the_prompt_travels_and_the_sampled_token_has_none(engine: Engine) -> None:
     columns = run(engine, [(0, 300, 4)], kv_bytes_per_token=50e9 / 1000).columns
     assert columns.first_token_ps[0] == prefill_ps(300) + 2 * 10**9 + 300 * 10**9
 
 
 @BOTH
-def test_a_single_token_needs_no_hand_over(engine: EngineFactory) -> None:
+def test_a_single_token_needs_no_hand_over(engine: Engine) -> None:
     columns = run(engine, [(0, 300, 1)]).columns
     assert columns.first_token_ps[0] == columns.finished_ps[0] == prefill_ps(300)
 
 
 @BOTH
-def test_a_full_decode_replica_delays_the_first_token(engine: EngineFactory) -> None:
+def test_a_full_decode_replica_delays_the_first_token(engine: Engine) -> None:
     columns = run(engine, [(0, 60, 40), (0, 60, 40)], kv_tokens=120).columns
     assert columns.first_token_ps[1] == columns.finished_ps[0]
 
 
 @BOTH
-def test_a_slow_hand_over_breaks_the_ttft_limit(engine: EngineFactory) -> None:
+def test_a_slow_hand_over_breaks_the_ttft_limit(engine: Engine) -> None:
     slo = Slo()
     held = run(engine, [(0, 100, 10)])
     assert score(held, slo).slo_attainment == 1.0
@@ -117,7 +118,7 @@ def test_a_slow_hand_over_breaks_the_ttft_limit(engine: EngineFactory) -> None:
 
 
 @BOTH
-def test_every_token_but_the_first_has_one_gap(engine: EngineFactory) -> None:
+def test_every_token_but_the_first_has_one_gap(engine: Engine) -> None:
     requests = [(n * 10**10, 50 + 7 * n, 1 + n % 9) for n in range(40)]
     gaps = run(engine, requests, kv_tokens=400).gaps
     assert gaps.bins.sum() == sum(output - 1 for _, _, output in requests)

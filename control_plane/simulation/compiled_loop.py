@@ -1,8 +1,8 @@
-"""All replicas in machine code: a ``Floor`` for long traces, equal to ``HeapFloor`` with ``CoalescedReplica`` to the
-last bit. It knows neither failures nor phases apart.
+"""All replicas in machine code: the event loop of nearly every run, equal to ``Stepped`` in every time and choice.
 
-Python is asked for every arrival, and told in a batch what happened since the one before. Where the fleet always
-takes the quickest first token, the kernel routes by itself and nothing leaves it between two control steps.
+Python is asked for every arrival, hand-over and governor's look, and told in a batch what happened since it was last
+asked. Where the fleet always takes the quickest first token, the kernel routes by itself and nothing leaves it between
+two control steps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,27 +15,42 @@ from control_plane.hardware.replica_kernel import (
     NEVER,
     NONE,
     Batches,
-    Fates,
+    Outcomes,
     ReplicaRow,
     Scratch,
     Seat,
     Speeds,
     Tally,
+    abandon,
+    queued,
     record_of,
+    running_completed,
 )
 from control_plane.hardware.request_columns import RequestColumns
 from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.serving.routing import Candidate
-from control_plane.simulation.floor import NOWHERE, FloorHost, ReplicaEngine
-from control_plane.simulation.floor_kernel import (
+from control_plane.simulation.event_loop import NOWHERE, LoopHost, ReplicaEngine
+from control_plane.simulation.loop_kernel import (
+    ABOUT,
     ARRIVAL,
+    CHOSEN,
     DONE,
     DRAINED,
+    HANDED,
     LOG_BITS,
+    LOG_FULL,
+    LOOK,
+    MOMENT,
     SEATS_FULL,
+    SENT,
     STATUS_BITS,
+    TARGET,
+    THROUGH,
+    UNDELIVERED,
+    UNTIL,
     Demand,
     Offer,
+    Transfers,
     change_clock,
     dialogue,
     enter,
@@ -48,12 +63,11 @@ from control_plane.simulation.trace import Trace
 _ROW, _SEAT, _TALLY = record_of(ReplicaRow), record_of(Seat), record_of(Tally)
 _LOG_ENTRIES = 1 << 16
 _STATUS, _LOGGED = (1 << STATUS_BITS) - 1, (1 << LOG_BITS) - 1
-_IDLE_PS = -1
-_FIRST_ROWS, _FIRST_SEATS = 16, 256
+_FIRST_ROWS, _FIRST_SEATS, _FIRST_TRANSFERS = 16, 256, 64
 
 
-class CompiledFloor:
-    """Implements ``Floor``. ``self_routing``: arrivals go to the quickest of the last ``offer``, the fleet is not
+class Compiled:
+    """Implements ``EventLoop``. ``self_routing``: arrivals go to the quickest of the last ``offer``, the fleet is not
     asked and not told."""
 
     def __init__(
@@ -61,7 +75,7 @@ class CompiledFloor:
         trace: Trace,
         columns: RequestColumns,
         histogram: GapHistogram,
-        host: FloorHost,
+        host: LoopHost,
         tables: Sequence[ShapeTables],
         self_routing: bool,
     ) -> None:
@@ -74,6 +88,7 @@ class CompiledFloor:
         self._table_of: dict[tuple[int, int], int] = {}
         self._rows = np.zeros(0, _ROW)
         self._row_of: dict[int, int] = {}
+        self._number_of: dict[int, int] = {}
         self._tables: dict[int, ShapeTables] = {}
         self._free_rows: list[int] = []
         self._batches = Batches(
@@ -85,13 +100,18 @@ class CompiledFloor:
         self._tree = np.full(2, NONE, np.int64)
         self._seats = np.zeros(0, _SEAT)
         self._tally = np.zeros(1, _TALLY)
-        self._tally["free_seat"] = NONE
+        self._tally["free_seat"] = self._tally["drained"] = NONE
         self._tally["keep_log"] = not self_routing
         self._offer = Offer(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
-        self._inbox = np.zeros(2, np.int64)
+        self._post = np.zeros(TARGET + 1, np.int64)
+        self._post[CHOSEN] = NONE
+        self._transfers = Transfers(
+            np.zeros((_FIRST_TRANSFERS, 6), np.int64), np.zeros((_FIRST_TRANSFERS, 6), np.int64)
+        )
+        self._sent = self._transfers.sent.reshape(-1).data
         self._dialogue: Iterator[int] | None = None
         self._demand = Demand(trace.arrival_ps, trace.input_tokens, trace.output_tokens, histogram.types)
-        self._fates = Fates(
+        self._outcomes = Outcomes(
             np.frombuffer(columns.started_ps, np.int64),
             np.frombuffer(columns.first_token_ps, np.int64),
             np.frombuffer(columns.finished_ps, np.int64),
@@ -99,7 +119,11 @@ class CompiledFloor:
             np.frombuffer(columns.replica, np.int32),
             histogram.bins,
         )
-        self._scratch = Scratch(np.zeros(self._widest, np.int64), np.zeros(_LOG_ENTRIES + 4 * self._widest, np.int64))
+        self._scratch = Scratch(
+            np.zeros(self._widest, np.int64),
+            np.zeros(self._widest, np.int64),
+            np.zeros(_LOG_ENTRIES + 4 * self._widest, np.int64),
+        )
 
     @property
     def arrived(self) -> int:
@@ -117,10 +141,13 @@ class CompiledFloor:
     def last_ps(self) -> int:
         return int(self._tally["now_ps"][0])
 
-    def place(self, number: int, tables: ShapeTables, now_ps: int) -> ReplicaEngine:
+    def place(
+        self, number: int, tables: ShapeTables, now_ps: int, prefills_only: bool = False, governed: bool = False
+    ) -> ReplicaEngine:
         if not self._free_rows:
             self._add_rows()
         r = self._row_of[number] = self._free_rows.pop()
+        self._number_of[r] = number
         gpu, limits = tables.gpu, tables.limits
         self._rows[r] = np.zeros((), _ROW)
         self._batches.kinds[r] = self._batches.load[r] = 0
@@ -139,6 +166,8 @@ class CompiledFloor:
             "most_requests": limits.batch_requests,
             "most_tokens": limits.batch_tokens,
             "idle_w": tables.idle_w,
+            "prefills_only": prefills_only,
+            "governed": governed,
         }
         for name, value in values.items():
             self._rows[r][name] = value
@@ -152,6 +181,7 @@ class CompiledFloor:
         del self._tables[number]
         self._tree[len(self._tree) // 2 + r] = NONE
         settle(self._tree, self._records[0], r)
+        self._rows[r]["number"] = NONE
         self._free_rows.append(r)
 
     def drain(self, number: int) -> None:
@@ -165,33 +195,31 @@ class CompiledFloor:
             np.array([candidate.base_s for _, candidate in ranked]),
             np.array([candidate.token_s for _, candidate in ranked]),
         )
-        self.close()
+        self._end_talk()
 
     def quickest(self, input_tokens: int) -> int:
         """Where the kernel would send a request: a replica's number, or ``NOWHERE``."""
         r = quickest(self._offer, self._batches.load, input_tokens)
         return NOWHERE if r == NONE else int(self._rows[r]["number"])
 
-    def submit(
-        self,
-        number: int,
-        position: int,
-        input_tokens: int,
-        output_tokens: int,
-        now_ps: int,
-        kv_arrived: bool = False,
-    ) -> None:
-        if kv_arrived:
-            raise RuntimeError("the compiled floor does not take KV caches")
-        if (input_tokens, output_tokens) != (self._demand.input_tokens[position], self._demand.output_tokens[position]):
-            raise RuntimeError(f"request {position} is not the trace's")
+    def submit(self, number: int, position: int, now_ps: int) -> None:
         if self._tally["free_seat"][0] == NONE:
             self._add_seats()
         rows, seats, tallies = self._records
         enter(
-            *(rows, self._row_of[number], position, now_ps, seats, tallies, self._tree),
-            *(self._demand, self._speeds, self._batches, self._fates),
+            *(rows, self._row_of[number], position, now_ps, 0, seats, tallies, self._tree),
+            *(self._demand, self._speeds, self._batches, self._outcomes),
         )
+
+    def send_kv(self, position: int, source: int, target: int, arrives_ps: int) -> None:
+        post, row_of = self._post.data, self._row_of
+        count = post[SENT]
+        if count + int(self._tally["flying"][0]) >= len(self._transfers.flying):
+            self._add_transfers()
+        sent, at = self._sent, 6 * count
+        sent[at], sent[at + 2], sent[at + 3] = arrives_ps, position, row_of[source]
+        sent[at + 4], sent[at + 5] = row_of[target], target
+        post[SENT] = count + 1
 
     def set_clock(self, number: int, now_ps: int, freq_mhz: int) -> None:
         r = self._row_of[number]
@@ -200,10 +228,10 @@ class CompiledFloor:
         table = self._table(tables, target_mhz)
         change_clock(self._records[0], r, self._tree, now_ps, target_mhz, table, tables.attention_ps(target_mhz))
 
-    def play(self, until_ps: int) -> None:
+    def play(self, until_ps: int, kv_too: bool) -> None:
         """Talks with the kernel until it has nothing more to ask or to say."""
-        inbox, log, host = self._inbox.data, self._scratch.log.data, self._host
-        inbox[0], inbox[1] = until_ps, NONE
+        post, log, host = self._post.data, self._scratch.log.data, self._host
+        post[UNTIL], post[THROUGH], post[CHOSEN] = until_ps, kv_too, NONE
         talk = self._talk()
         while True:
             answer = talk()
@@ -213,17 +241,28 @@ class CompiledFloor:
             status = answer & _STATUS
             if status == ARRIVAL:
                 number = host.choose(*self._arrival())
-                inbox[1] = NONE if number == NOWHERE else self._row_of[number]
-                continue
-            inbox[1] = NONE
-            if status == DONE:
+                post[CHOSEN] = NONE if number == NOWHERE else self._row_of[number]
+            elif status == DONE:
                 return
-            if status == SEATS_FULL:
+            elif status == SEATS_FULL:
                 self._add_seats()
-            elif status == DRAINED:
-                number = int(self._rows[answer >> STATUS_BITS + LOG_BITS]["number"])
-                host.idle(number, int(self._tally["drained_ps"][0]))
-            talk = self._talk()
+            elif status == UNDELIVERED:
+                host.undelivered(post[ABOUT], post[TARGET], post[MOMENT])
+            elif status != LOG_FULL:
+                self._say(status, self._number_of[answer >> STATUS_BITS + LOG_BITS])
+            if self._dialogue is None:
+                talk = self._talk()
+
+    def _say(self, status: int, number: int) -> None:
+        now_ps = int(self._post[MOMENT])
+        if status == HANDED:
+            self._host.hand_over(number, now_ps, self._scratch.handed[: self._post[ABOUT]].tolist())
+        elif status == LOOK:
+            self._host.look(number, now_ps)
+        elif status == DRAINED:
+            self._host.drained(number, now_ps)
+        else:
+            raise RuntimeError(f"the kernel returned {status}, which is none of its answers")
 
     @property
     def _records(self) -> tuple[Sequence[ReplicaRow], Sequence[Seat], Sequence[Tally]]:
@@ -235,24 +274,22 @@ class CompiledFloor:
     def _talk(self) -> Callable[[], int]:
         if self._dialogue is None:
             self._dialogue = dialogue(
-                *(self._inbox, *self._records, self._tree, self._offer),
-                *(self._demand, self._speeds, self._batches, self._fates, self._scratch),
+                *(self._post, *self._records, self._tree, self._offer),
+                *(self._demand, self._speeds, self._batches, self._outcomes, self._scratch, self._transfers),
             )
         return self._dialogue.__next__
 
-    def hasten(self, until_ps: int) -> None:
-        raise RuntimeError("nothing can come in between: the compiled floor has no phases apart")
-
     def close(self) -> None:
-        """End the talk with the kernel, which would keep all arrays for good."""
+        self._end_talk()
+        del self._host, self._outcomes, self._batches
+
+    def _end_talk(self) -> None:
+        """An unfinished talk with the kernel would keep all arrays for good."""
         if self._dialogue is not None:
-            until_ps, self._inbox[0] = self._inbox[0], -1
+            until_ps, self._post[UNTIL] = self._post[UNTIL], -1
             for _ in self._dialogue:
                 raise RuntimeError("the kernel went on after it was told to end")
-            self._dialogue, self._inbox[0] = None, until_ps
-
-    def fold_gaps(self, at_least: int = 0) -> None:
-        """The kernel counts them as they come."""
+            self._dialogue, self._post[UNTIL] = None, until_ps
 
     def _arrival(self) -> tuple[int, int, int, int]:
         if not self._self_routing:
@@ -266,6 +303,16 @@ class CompiledFloor:
         row: np.void = self._rows[r]
         return row
 
+    def queued(self, r: int) -> list[tuple[int, int]]:
+        """Of a row: (request, prompt tokens that are not prefilled yet) of those without a first token."""
+        row = self._rows[r]
+        most = int(row["waiting"] + row["prefilling"])
+        if not most:
+            return []
+        found = np.empty((most, 2), np.int64)
+        rows, seats, _ = self._records
+        return [(key, left) for key, left in found[: queued(rows, r, seats, found)].tolist()]
+
     def oldest_unanswered(self, r: int) -> int:
         """The request that has waited longest for its first token, ``NONE`` where nobody waits."""
         row = self._rows[r]
@@ -277,6 +324,21 @@ class CompiledFloor:
                     return int(seat["key"])
                 taken = seat["following"]
         return NONE
+
+    def completed(self, r: int, now_ps: int) -> int:
+        """How many iterations of a row's run have ended by now."""
+        return running_completed(self._records[0], r, now_ps)
+
+    def abandon(self, r: int, now_ps: int) -> list[int]:
+        row = self._rows[r]
+        found = np.empty((int(row["waiting"] + row["prefilling"] + row["decoding"]), 2), np.int64)
+        rows, seats, tallies = self._records
+        count = abandon(rows, r, now_ps, seats, tallies[0], self._batches, self._outcomes, found)
+        mine = found[:count]
+        return [int(key) for key in mine[np.argsort(mine[:, 0]), 1]]
+
+    def kv_left(self, r: int) -> None:
+        self._rows[r]["outbox"] -= 1
 
     def arrived_ps(self, position: int) -> int:
         return int(self._demand.arrival_ps[position])
@@ -292,12 +354,12 @@ class CompiledFloor:
             self._speeds = Speeds(
                 np.concatenate([self._speeds.alpha_ps, alpha_ps]), np.concatenate([self._speeds.power_w, power_w])
             )
-            self.close()
+            self._end_talk()
         return found
 
     def _add_rows(self) -> None:
         """Twice as many, and a tournament for them."""
-        self.close()
+        self._end_talk()
         before = len(self._rows)
         count = max(_FIRST_ROWS, 2 * before)
         self._rows = _longer(self._rows, count)
@@ -309,8 +371,14 @@ class CompiledFloor:
         for r in range(0, count, 2):
             settle(self._tree, self._records[0], r)
 
+    def _add_transfers(self) -> None:
+        self._end_talk()
+        flying, sent = self._transfers
+        self._transfers = Transfers(_longer(flying, 2 * len(flying)), _longer(sent, 2 * len(sent)))
+        self._sent = self._transfers.sent.reshape(-1).data
+
     def _add_seats(self) -> None:
-        self.close()
+        self._end_talk()
         before = len(self._seats)
         count = max(_FIRST_SEATS, 2 * before)
         self._seats = _longer(self._seats, count)
@@ -320,42 +388,66 @@ class CompiledFloor:
 
 
 class CompiledReplica:
-    """One row of the floor: implements ``ReplicaEngine``."""
+    """One row of the loop: implements ``ReplicaEngine``."""
 
-    __slots__ = ("_floor", "_row")
+    __slots__ = ("_loop", "_row")
 
-    def __init__(self, floor: CompiledFloor, row: int) -> None:
-        self._floor, self._row = floor, row
+    def __init__(self, loop: Compiled, row: int) -> None:
+        self._loop, self._row = loop, row
 
     @property
-    def wake_ps(self) -> int:
-        wake_ps = int(self._floor.seen(self._row)["wake_ps"])
-        return _IDLE_PS if wake_ps == NEVER else wake_ps
+    def busy(self) -> bool:
+        return bool(self._loop.seen(self._row)["wake_ps"] != NEVER)
 
     @property
     def born_ps(self) -> int:
-        return int(self._floor.seen(self._row)["born_ps"])
+        return int(self._loop.seen(self._row)["born_ps"])
 
     @property
     def target_mhz(self) -> int:
-        row = self._floor.seen(self._row)
+        row = self._loop.seen(self._row)
         return int(row["freq_mhz"] if row["pending_ps"] == NEVER else row["pending_mhz"])
+
+    def freq_mhz(self, now_ps: int) -> int:
+        row = self._loop.seen(self._row)
+        return int(row["pending_mhz"] if row["pending_ps"] <= now_ps else row["freq_mhz"])
 
     @property
     def waiting(self) -> int:
-        return int(self._floor.seen(self._row)["waiting"])
+        return int(self._loop.seen(self._row)["waiting"])
 
     @property
     def running(self) -> int:
-        row = self._floor.seen(self._row)
+        row = self._loop.seen(self._row)
         return int(row["prefilling"] + row["decoding"])
 
+    @property
+    def decoding(self) -> int:
+        return int(self._loop.seen(self._row)["decoding"])
+
+    @property
+    def outbox(self) -> int:
+        return int(self._loop.seen(self._row)["outbox"])
+
+    def kv_left(self) -> None:
+        self._loop.kv_left(self._row)
+
     def oldest_wait_ps(self, now_ps: int) -> int:
-        position = self._floor.oldest_unanswered(self._row)
-        return 0 if position == NONE else now_ps - self._floor.arrived_ps(position)
+        position = self._loop.oldest_unanswered(self._row)
+        return 0 if position == NONE else now_ps - self._loop.arrived_ps(position)
+
+    def queued(self) -> list[tuple[int, int]]:
+        return self._loop.queued(self._row)
+
+    def context_tokens(self, now_ps: int) -> int:
+        row = self._loop.seen(self._row)
+        return int(row["context"] + row["decoding"] * self._loop.completed(self._row, now_ps))
+
+    def kv_used_tokens(self, now_ps: int) -> int:
+        return self.context_tokens(now_ps) + int(self._loop.seen(self._row)["reserved"])
 
     def energy_wps(self, now_ps: int) -> float:
-        row = self._floor.seen(self._row)
+        row = self._loop.seen(self._row)
         idle_ps, start_ps = int(row["idle_ps"]), int(row["start_ps"])
         energy_wps, idle_w = float(row["energy_wps"]), float(row["idle_w"])
         if row["wake_ps"] != NEVER:
@@ -363,7 +455,7 @@ class CompiledReplica:
         return energy_wps + idle_w * (idle_ps + now_ps - start_ps)
 
     def abandon(self, now_ps: int) -> list[int]:
-        raise RuntimeError("the compiled floor knows no failures")
+        return self._loop.abandon(self._row, now_ps)
 
 
 def _longer(column: "NDArray[Any]", count: int) -> "NDArray[Any]":

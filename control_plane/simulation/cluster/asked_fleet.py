@@ -1,0 +1,107 @@
+"""The fleet of policies as the cluster asks it: told first what happened, and billed for its CPU time."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from control_plane.actions import Step
+from control_plane.domain import PoolName, ReplicaId, ReplicaView
+from control_plane.hardware.replica_model import PS_PER_S
+from control_plane.serving.routing import Candidate
+from control_plane.simulation.fleet import Fleet
+from control_plane.simulation.trace import Trace
+
+_NUMBER, _POSITION = 33, (1 << 32) - 1
+
+
+class AskedFleet:
+    """First tokens and completions are noted in batches; the fleet hears of them before it is asked anything.
+
+    ``clock_s`` counts CPU seconds; without it ``cpu_s`` stays 0. ``learns_nothing``: the fleet is not told of requests.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        trace: Trace,
+        names: Sequence[tuple[PoolName, ReplicaId]],
+        clock_s: Callable[[], float] | None,
+        learns_nothing: bool,
+    ) -> None:
+        self._fleet, self._names, self._clock_s, self._learns_nothing = fleet, names, clock_s, learns_nothing
+        self._inputs, self._outputs = trace.input_tokens.data, trace.output_tokens.data
+        self._clock_cost_s = _cost_s(clock_s) if clock_s else 0.0
+        self._noted: list[int] = []
+        self.cpu_s = 0.0
+        """CPU seconds spent in the fleet's policies, every call measured."""
+
+    def note(self, entries: Sequence[int]) -> None:
+        """Replica << 33 | request << 1 | (0 first token, 1 complete)."""
+        self._noted += entries
+
+    def tell(self) -> None:
+        if self._noted:
+            start_s = self._start()
+            self._tell()
+            self._stop(start_s)
+
+    def route(self, now_ps: int, position: int, input_tokens: int, candidates: Sequence[Candidate]) -> ReplicaId | None:
+        clock_s = self._clock_s
+        start_s = clock_s() if clock_s else 0.0
+        if self._noted:
+            self._tell()
+        chosen = self._fleet.route(now_ps / PS_PER_S, position, input_tokens, candidates)
+        if clock_s:
+            self.cpu_s += clock_s() - start_s - self._clock_cost_s
+        return None if chosen is None else chosen[1]
+
+    def route_decode(
+        self, now_ps: int, position: int, input_tokens: int, candidates: Sequence[Candidate]
+    ) -> ReplicaId | None:
+        clock_s = self._clock_s
+        start_s = clock_s() if clock_s else 0.0
+        if self._noted:
+            self._tell()
+        chosen = self._fleet.route_decode(now_ps / PS_PER_S, position, input_tokens, candidates)
+        if clock_s:
+            self.cpu_s += clock_s() - start_s - self._clock_cost_s
+        return chosen
+
+    def dropped(self, position: int, replica_id: ReplicaId) -> None:
+        if self._learns_nothing:
+            return
+        start_s = self._start()
+        self._tell()
+        self._fleet.dropped(position, replica_id)
+        self._stop(start_s)
+
+    def step(self, now_s: float, seen: Sequence[tuple[PoolName, ReplicaView]]) -> Step:
+        start_s = self._start()
+        self._tell()
+        step = self._fleet.step(now_s, seen)
+        self._stop(start_s)
+        return step
+
+    def _tell(self) -> None:
+        first_token, ended, names = self._fleet.first_token, self._fleet.ended, self._names
+        inputs, outputs = self._inputs, self._outputs
+        noted, self._noted = self._noted, []
+        for entry in noted:
+            position = entry >> 1 & _POSITION
+            replica_id = names[entry >> _NUMBER][1]
+            if entry & 1:
+                ended(position, replica_id, inputs[position], outputs[position])
+            else:
+                first_token(position, replica_id)
+
+    def _start(self) -> float:
+        return self._clock_s() if self._clock_s else 0.0
+
+    def _stop(self, start_s: float) -> None:
+        if self._clock_s:
+            self.cpu_s += self._clock_s() - start_s - self._clock_cost_s
+
+
+def _cost_s(clock_s: Callable[[], float]) -> float:
+    """What reading the clock adds to what it measures."""
+    reads = [clock_s() for _ in range(9)]
+    return min(after - before for before, after in pairwise(reads))

@@ -1,0 +1,319 @@
+"""The cluster's event loop, compiled: arrivals, and the iterations of all replicas in order of time.
+
+A tournament over the replicas' next moments tells who is first; of two at one moment the lower number is. At one
+moment iterations end before KV caches arrive, and requests come last.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from control_plane.compiled import compiled
+from control_plane.hardware.replica_kernel import (
+    NEVER,
+    NONE,
+    Batches,
+    Floats,
+    Integers,
+    Numbers,
+    Outcomes,
+    ReplicaRow,
+    Scratch,
+    Seat,
+    Speeds,
+    Tally,
+    fire,
+    set_clock,
+    submit,
+)
+
+DONE, ARRIVAL, LOG_FULL, SEATS_FULL, DRAINED, HANDED, UNDELIVERED, LOOK = range(8)
+"""Why ``play`` returned; its answer's upper bits count log entries and, above them, name the row it is about."""
+STATUS_BITS, LOG_BITS = 3, 29
+
+UNTIL, THROUGH, CHOSEN, SENT, MOMENT, ABOUT, TARGET = range(7)
+"""Places in ``post``, the numbers that Python and ``play`` exchange. To ``play``: until when, whether KV caches that
+arrive at that very moment are taken too, the row of the arrival that it asked about (or ``NONE``), and how many KV
+caches were sent. Back: the moment of what it returned for, how many requests are handed over or which request could not
+be delivered, and the number of the replica that it was meant for."""
+
+
+class Transfers(NamedTuple):
+    """KV caches between replicas, one a row: (arrival in ps, order of sending, request, source row, target row,
+    target number). ``flying`` is a heap of those on their way, ``sent`` holds those that ``play`` is yet to add."""
+
+    flying: Integers
+    sent: Integers
+
+
+class Offer(NamedTuple):
+    """The rows that arrivals may go to, in order of their replicas' ids, and how fast each prefills."""
+
+    rows: Integers
+    base_s: Floats
+    token_s: Floats
+
+
+class Demand(NamedTuple):
+    """The trace."""
+
+    arrival_ps: Integers
+    input_tokens: Numbers
+    output_tokens: Numbers
+    types: NDArray[np.int8]
+
+
+@compiled
+def settle(tree: Integers, rows: Sequence[ReplicaRow], r: int) -> None:
+    """Play again the matches of a row whose next moment has changed. ``tree[1]`` is the winner, ``tree[leaves + r]``
+    row r; ``NONE`` loses to everyone."""
+    node = (r + len(tree) // 2) >> 1
+    while node:
+        left = tree[2 * node]
+        right = tree[2 * node + 1]
+        winner = left
+        if left == NONE or (right != NONE and sooner(rows[right], rows[left])):
+            winner = right
+        tree[node] = winner
+        node >>= 1
+
+
+@compiled
+def sooner(one: ReplicaRow, other: ReplicaRow) -> bool:
+    return one.wake_ps < other.wake_ps or (one.wake_ps == other.wake_ps and one.number < other.number)
+
+
+@compiled
+def quickest(offer: Offer, load: Integers, input_tokens: int) -> int:
+    """The row with the least ``RouterLedger.expected_ttft_s``; candidates are in order of their ids: the first wins."""
+    best = NONE
+    best_s = 0.0
+    for i in range(len(offer.rows)):
+        r = offer.rows[i]
+        ttft_s = offer.base_s[i] + (load[r] + input_tokens) * offer.token_s[i]
+        if best == NONE or ttft_s < best_s:
+            best = r
+            best_s = ttft_s
+    return best
+
+
+@compiled
+def enter(
+    rows: Sequence[ReplicaRow],
+    r: int,
+    position: int,
+    now_ps: int,
+    kv_arrived: int,
+    seats: Sequence[Seat],
+    tallies: Sequence[Tally],
+    tree: Integers,
+    demand: Demand,
+    speeds: Speeds,
+    batches: Batches,
+    outcomes: Outcomes,
+) -> None:
+    """Submit a request to a row; there is a free seat. A row that only prefills answers with one token."""
+    row = rows[r]
+    woke_ps = row.wake_ps
+    kind = int(demand.types[position])
+    inputs = int(demand.input_tokens[position])
+    outputs = int(demand.output_tokens[position])
+    leaves = 0
+    if row.prefills_only:
+        leaves = 1 if outputs > 1 else 0
+        outputs = 1
+    tally = tallies[0]
+    submit(row, r, position, inputs, outputs, kind, kv_arrived, leaves, now_ps, seats, tally, speeds, batches, outcomes)
+    if row.wake_ps != woke_ps:
+        settle(tree, rows, r)
+
+
+@compiled
+def change_clock(
+    rows: Sequence[ReplicaRow],
+    r: int,
+    tree: Integers,
+    now_ps: int,
+    freq_mhz: int,
+    table: int,
+    attention_ps: int,
+) -> None:
+    """``set_clock`` of a row."""
+    row = rows[r]
+    woke_ps = row.wake_ps
+    set_clock(row, now_ps, freq_mhz, table, attention_ps)
+    if row.wake_ps != woke_ps:
+        settle(tree, rows, r)
+
+
+@compiled
+def play(
+    post: Integers,
+    rows: Sequence[ReplicaRow],
+    seats: Sequence[Seat],
+    tallies: Sequence[Tally],
+    tree: Integers,
+    offer: Offer,
+    demand: Demand,
+    speeds: Speeds,
+    batches: Batches,
+    outcomes: Outcomes,
+    scratch: Scratch,
+    transfers: Transfers,
+) -> int:
+    """Iterations up to and at a moment, KV caches and arrivals before it. Arrivals go to the quickest of the offer;
+    where that is empty each comes back as ``ARRIVAL``, to be called again with its row. Returns a status, the log's
+    length and a row, as said above."""
+    until_ps: int = post[UNTIL]
+    tally = tallies[0]
+    count = len(demand.arrival_ps)
+    crowd = len(scratch.done)
+    tally.logged = 0
+    for i in range(post[SENT]):
+        take_off(transfers, tally, i)
+    post[SENT] = 0
+    chosen: int = post[CHOSEN]
+    if chosen != NONE:
+        came = tally.arrived - 1
+        at_ps = demand.arrival_ps[came]
+        post[CHOSEN] = NONE
+        enter(rows, chosen, came, at_ps, 0, seats, tallies, tree, demand, speeds, batches, outcomes)
+        if rows[chosen].governed:
+            post[MOMENT] = at_ps
+            return LOOK | chosen << STATUS_BITS + LOG_BITS
+    while True:
+        if tally.drained != NONE:
+            drained = tally.drained
+            tally.drained = NONE
+            post[MOMENT] = tally.drained_ps
+            return DRAINED | tally.logged << STATUS_BITS | drained << STATUS_BITS + LOG_BITS
+        position = tally.arrived
+        at_ps = demand.arrival_ps[position] if position < count else NEVER
+        due_ps = transfers.flying[0, 0] if tally.flying else NEVER
+        first: int = tree[1]
+        wake_ps = rows[first].wake_ps if first != NONE else NEVER
+        if wake_ps <= at_ps and wake_ps <= due_ps and wake_ps <= until_ps and wake_ps != NEVER:
+            if tally.keep_log and tally.logged + 2 * crowd > len(scratch.log):
+                return LOG_FULL | tally.logged << STATUS_BITS
+            row = rows[first]
+            fire(row, first, wake_ps, seats, tally, speeds, batches, outcomes, scratch)
+            settle(tree, rows, first)
+            if tally.handed:
+                post[MOMENT] = wake_ps
+                post[ABOUT] = tally.handed
+                tally.handed = 0
+                return HANDED | tally.logged << STATUS_BITS | first << STATUS_BITS + LOG_BITS
+            note_drained(row, first, wake_ps, tally)
+        elif due_ps <= at_ps and due_ps != NEVER and due_ps < until_ps + post[THROUGH]:
+            if tally.free_seat == NONE:
+                return SEATS_FULL | tally.logged << STATUS_BITS
+            key = transfers.flying[0, 2]
+            source = transfers.flying[0, 3]
+            target = transfers.flying[0, 4]
+            number = transfers.flying[0, 5]
+            land(transfers, tally)
+            if rows[source].number != outcomes.replica[key] or rows[target].number != number or rows[target].draining:
+                post[MOMENT] = due_ps
+                post[ABOUT] = key
+                post[TARGET] = number
+                return UNDELIVERED | tally.logged << STATUS_BITS
+            rows[source].outbox -= 1
+            note_drained(rows[source], source, due_ps, tally)
+            enter(rows, target, key, due_ps, 1, seats, tallies, tree, demand, speeds, batches, outcomes)
+            if rows[target].governed:
+                post[MOMENT] = due_ps
+                return int(LOOK | tally.logged << STATUS_BITS | target << STATUS_BITS + LOG_BITS)
+        elif at_ps >= until_ps:
+            return DONE | tally.logged << STATUS_BITS
+        elif tally.free_seat == NONE:
+            return SEATS_FULL | tally.logged << STATUS_BITS
+        else:
+            tally.arrived = position + 1
+            if len(offer.rows) == 0:
+                return ARRIVAL | tally.logged << STATUS_BITS
+            best = quickest(offer, batches.load, int(demand.input_tokens[position]))
+            if demand.input_tokens[position] + demand.output_tokens[position] > rows[best].room:
+                tally.lost += 1
+                tally.now_ps = at_ps
+                continue
+            enter(rows, best, position, at_ps, 0, seats, tallies, tree, demand, speeds, batches, outcomes)
+            if rows[best].governed:
+                post[MOMENT] = at_ps
+                return LOOK | tally.logged << STATUS_BITS | best << STATUS_BITS + LOG_BITS
+
+
+@compiled
+def note_drained(row: ReplicaRow, r: int, now_ps: int, tally: Tally) -> None:
+    """Note whether a row that drains has nothing left to do and nothing left to send."""
+    if row.draining and row.wake_ps == NEVER and row.outbox == 0:
+        tally.drained = r
+        tally.drained_ps = now_ps
+
+
+@compiled
+def take_off(transfers: Transfers, tally: Tally, i: int) -> None:
+    """Add the i-th KV cache that was sent to the heap of those on their way."""
+    flying = transfers.flying
+    arrives_ps: int = transfers.sent[i, 0]
+    tally.sent += 1
+    child = tally.flying
+    tally.flying += 1
+    while child > 0:
+        parent = (child - 1) >> 1
+        if flying[parent, 0] <= arrives_ps:
+            break
+        flying[child] = flying[parent]
+        child = parent
+    flying[child] = transfers.sent[i]
+    flying[child, 1] = tally.sent
+
+
+@compiled
+def land(transfers: Transfers, tally: Tally) -> None:
+    """Take the first KV cache off the heap."""
+    flying = transfers.flying
+    tally.flying -= 1
+    count = tally.flying
+    at_ps = flying[count, 0]
+    order = flying[count, 1]
+    parent = 0
+    while True:
+        child = 2 * parent + 1
+        if child >= count:
+            break
+        if child + 1 < count and before(flying, child + 1, flying[child, 0], flying[child, 1]):
+            child += 1
+        if not before(flying, child, at_ps, order):
+            break
+        flying[parent] = flying[child]
+        parent = child
+    flying[parent] = flying[count]
+
+
+@compiled
+def before(flying: Integers, i: int, at_ps: int, order: int) -> bool:
+    return bool(flying[i, 0] < at_ps or (flying[i, 0] == at_ps and flying[i, 1] < order))
+
+
+@compiled
+def dialogue(
+    post: Integers,
+    rows: Sequence[ReplicaRow],
+    seats: Sequence[Seat],
+    tallies: Sequence[Tally],
+    tree: Integers,
+    offer: Offer,
+    demand: Demand,
+    speeds: Speeds,
+    batches: Batches,
+    outcomes: Outcomes,
+    scratch: Scratch,
+    transfers: Transfers,
+) -> Iterator[int]:
+    """``play`` again and again: handing the arrays over once instead of at every call saves most of a call's time.
+    It holds the arrays until it has come to its end, which a moment below 0 asks for: numba never lets go of what an
+    unfinished one was given."""
+    while post[UNTIL] >= 0:
+        yield play(post, rows, seats, tallies, tree, offer, demand, speeds, batches, outcomes, scratch, transfers)
