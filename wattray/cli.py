@@ -1,7 +1,7 @@
 """The command line. Heavy imports happen inside the commands, so that `--help` is quick."""
 
 import dataclasses
-import json
+import io
 import os
 import signal
 import sys
@@ -9,13 +9,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
-import rich.markup
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from wattray.config_file import read_config, read_settings, with_port
 from wattray.errors import WattrayError
+from wattray.faults import faults_explained
 
 app = typer.Typer(
     help="Energy control plane for GPU clusters that run Ray.", no_args_is_help=True, add_completion=False
@@ -31,33 +31,38 @@ MetricsPortOption = Annotated[int, typer.Option("--metrics-port", help="Its metr
 
 
 def main() -> None:
-    """Console entry: a mendable error is one line and exit code 2, never a traceback."""
+    """Console entry: what a user can mend is one line and exit code 2, never a traceback."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal's encoding cannot show is shown escaped.
+            stream.reconfigure(errors="backslashreplace")
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _as_interrupt)
-    from control_plane.hardware.profile_file import ProfileError
-    from control_plane.settings import SettingsError
-    from control_plane.simulation.traces import TraceError
-    from train_jobs.background import TrainingFailedError
-
     try:
-        code = app(standalone_mode=False)  # typer returns the exit code here, also 130 after Ctrl-C
+        with faults_explained():
+            code = app(standalone_mode=False)  # typer returns the exit code here, also 130 after Ctrl-C
         sys.exit(code if isinstance(code, int) else 0)
-    except (WattrayError, SettingsError, TraceError, ProfileError, TrainingFailedError) as error:
-        console.print("[red]error:[/]", rich.markup.escape(str(error)), highlight=False, soft_wrap=True)
-        sys.exit(2)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         console.print("interrupted")
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
-        from click.exceptions import ClickException
-
-        if not isinstance(error, ClickException):
+        if not _is_usage_fault(error):
             raise
-        error.show()
-        sys.exit(error.exit_code)
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(error.exit_code)  # type: ignore[attr-defined]
+
+
+def _is_usage_fault(error: Exception) -> bool:
+    """Whether the command line itself is wrong. Typer raises click's errors or, since 0.27, its own copies of them;
+    both show themselves."""
+    return any(kind.__name__ == "ClickException" for kind in type(error).__mro__)
 
 
 def _as_interrupt(number: int, frame: FrameType | None) -> None:
@@ -78,7 +83,7 @@ def up(
     metrics_port: MetricsPortOption = 8090,
 ) -> None:
     """Bring the control plane up, on a running Ray or on a head that outlives this command."""
-    settings = _settings(config, port)
+    settings = read_settings(config, port)
     from control_plane.simulation.traces import synthetic_conversation
     from wattray import lifecycle
     from wattray.demo import first_load
@@ -174,10 +179,8 @@ def demo(
     from wattray.demo_screen import DemoScreen
     from wattray.ray_head import Ports
 
-    overrides = _read_yaml(config)
-    if port is not None:
-        overrides["serve"] = {**overrides.get("serve", {}), "port": port}
-    if training:
+    overrides = with_port(read_config(config), port)
+    if training and isinstance(overrides.get("training", {}), dict):
         overrides["training"] = {"gpus": 2, **overrides.get("training", {})}
     settings = demo_module.demo_settings(overrides, str(config or "settings"))
     requests = demo_module.demo_trace(trace, start, seconds, seed)
@@ -207,33 +210,10 @@ def _register() -> None:
 _register()
 
 
-def _read_yaml(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise WattrayError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WattrayError(f"--config {path}: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise WattrayError(f"--config {path}: expected a mapping of settings, got {type(values).__name__}")
-    return values
-
-
-def _settings(path: Path | None, port: int | None) -> Any:
-    from control_plane.settings import parse_settings
-
-    values = _read_yaml(path)
-    if port is not None:
-        values["serve"] = {**values.get("serve", {}), "port": port}
-    return parse_settings(values, str(path or "settings"))
-
-
 def _print_json(values: Any) -> None:
-    print(json.dumps(values, indent=1, default=str))
+    from wattray.output_files import json_text
+
+    sys.stdout.write(json_text(values))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """`wattray frontier`: trace a training job's time–energy frontier from a profile; print, store or draw it."""
 
-import json
-import os
+import math
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +11,12 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from control_plane.text_edges import decoded, parse_json
+from wattray.faults import faults_explained
+from wattray.output_files import check_outputs, json_text, write_text
+
 POINTS = 25
+MOST_STEPS = 1_000_000
 LOWER_PART = 0.4
 
 
@@ -41,15 +44,17 @@ def frontier_command(
 ) -> None:
     """Trace the exact time–energy frontier of one training iteration."""
     console = Console(stderr=True)
-    try:
-        for out in (json_out, plot):
-            _check_writable(out)
+    with faults_explained():
+        check_outputs(json=json_out, plot=plot)
+        if straggler is not None and not 1 <= straggler < math.inf:
+            raise ValueError(f"--straggler {straggler}: how many times T_min the other takes, 1 or more and finite")
         with Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         ) as progress:
             report, solved = _solve(
                 progress,
@@ -71,13 +76,10 @@ def frontier_command(
 
                 progress.add_task("drawing")
                 page = frontier_page(solved, report, straggler)
-    except (ValueError, OSError) as refusal:
-        console.print(f"[bold red]error:[/] {refusal}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    if json_out is not None:
-        _write_whole(json_out, json.dumps(report, indent=1) + "\n")
-    if plot is not None and page is not None:
-        _write_whole(plot, page)
+        if json_out is not None:
+            write_text(json_out, json_text(report))
+        if plot is not None and page is not None:
+            write_text(plot, page)
     _print_summary(report)
 
 
@@ -86,14 +88,14 @@ def _solve(progress: Progress, *, profile_text: str, schedule: str, straggler: f
     from control_plane.training.job_spec import JobSpec
     from control_plane.training.pipeline import build_dag, gpipe
     from control_plane.training.planner import solve
-    from control_plane.training.profile import ProfileError, profile_of, read_profile
+    from control_plane.training.profile import StageProfileError, profile_of, read_profile
 
     stages, microbatches = options["stages"], options["microbatches"]
     order = _schedule(schedule, stages, microbatches, options["chunks"])
     profile = read_profile(profile_text)
     if profile.stages != order.stages:
         if not options["resample"]:
-            raise ProfileError(
+            raise StageProfileError(
                 f"column stage: the profile has {profile.stages} stages, the schedule {order.stages}; "
                 "add --resample to stretch the profile"
             )
@@ -101,6 +103,7 @@ def _solve(progress: Progress, *, profile_text: str, schedule: str, straggler: f
     gpus = options["gpus_per_stage"]
     profile = profile.scaled(options["time_scale"], options["energy_scale"], gpus)
     spec = JobSpec(profile, order, options["blocking_power_w"] * gpus)
+    _warn_of_units(progress.console, profile, spec.blocking_power_w)
 
     step = progress.add_task("loading the compiled walk")
     single = profile_of({(0, name): choices for (s, name), choices in profile.choices.items() if s == 0})
@@ -112,6 +115,20 @@ def _solve(progress: Progress, *, profile_text: str, schedule: str, straggler: f
     progress.update(step, description="rounding to real clocks")
     solved = solved.prepared()
     return _report(solved, solve_s, straggler), solved
+
+
+def _warn_of_units(console: Console, profile: Any, blocking_power_w: float) -> None:
+    """A GPU that computes draws more than one that waits: where it does not, a unit is probably wrong."""
+    for (stage, instruction), choices in profile.choices.items():
+        for choice in choices:
+            drawn_w = choice.energy_j / choice.time_s
+            if drawn_w < blocking_power_w:
+                console.print(
+                    f"warning: stage {stage} {instruction} draws {drawn_w:.3g} W at setting {choice.freq_mhz}, below "
+                    f"the blocking power of {blocking_power_w:.3g} W: are times in seconds and energies in joules?",
+                    markup=False,
+                )
+                return
 
 
 def _report(solved: Any, solve_s: float, straggler: float | None) -> dict[str, Any]:
@@ -166,13 +183,7 @@ def _schedule(name: str, stages: int, microbatches: int, chunks: int) -> Any:
 
     if not name.endswith(".json"):
         return schedule_named(name, stages, microbatches, chunks)
-    try:
-        written = json.loads(_read(Path(name)))
-        order = [[Instruction(*step) for step in program] for program in written]
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(
-            f'{name}: expected one list per stage of ["instruction", microbatch, chunk], {error}'
-        ) from None
+    order = [[Instruction(*step) for step in program] for program in _written_order(name)]
     schedule = user_order(order, Path(name).stem)
     for what, asked, found in (
         ("stages", stages, schedule.stages),
@@ -183,35 +194,35 @@ def _schedule(name: str, stages: int, microbatches: int, chunks: int) -> Any:
     return schedule
 
 
+def _written_order(name: str) -> list[list[tuple[str, int, int]]]:
+    """The order in a JSON file, each step checked. Raises ValueError, naming the step."""
+    written = parse_json(_read(Path(name)), name, ValueError)
+    expected = 'expected one list per stage of ["instruction", micro-batch, chunk]'
+    if not isinstance(written, list) or not all(isinstance(program, list) for program in written):
+        raise ValueError(f"{name}: {expected}")
+    order = []
+    for stage, program in enumerate(written):
+        if not program:
+            raise ValueError(f"{name}: stage {stage} runs nothing; {expected}")
+        steps = []
+        for position, step in enumerate(program):
+            where = f"{name}: stage {stage}, position {position}"
+            if not isinstance(step, list) or not 2 <= len(step) <= 3 or not isinstance(step[0], str):
+                raise ValueError(f"{where}: {step!r:.80}; {expected}")
+            for what, value in zip(("micro-batch", "chunk"), step[1:], strict=False):
+                if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_STEPS:
+                    raise ValueError(f"{where}: {what} {value!r:.40} is no whole number from 0 to {MOST_STEPS}")
+            steps.append((step[0], step[1], step[2] if len(step) == 3 else 0))
+        order.append(steps)
+    return order
+
+
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file: {error}") from None
+        content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-
-
-def _check_writable(path: Path | None) -> None:
-    if path is None:
-        return
-    if path.is_dir():
-        raise ValueError(f"{path}: is a directory, expected a file to write")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent}: no such directory")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """A reader sees the old file or the whole new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    return decoded(content, str(path), ValueError)
 
 
 def _print_summary(report: dict[str, Any]) -> None:

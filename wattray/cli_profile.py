@@ -1,29 +1,37 @@
 """``wattray profile``: list, show, plot and import energy profiles. Files are read and written here only."""
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from control_plane.domain import REQUEST_TYPES, InputClass, RequestType
+from control_plane.domain import REQUEST_TYPES, InputClass
 from control_plane.hardware.gpu_model import H100_SXM, GpuSpec
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.profile_file import ProfileError, ProfileFile, dump_profile, parse_profile
 from control_plane.hardware.profile_import import Target, from_dynamo, from_vllm_bench
 from control_plane.hardware.profile_report import CurveRow, TableRow, curves, table_rows
 from control_plane.hardware.profiles import DEFAULT_PROFILE, PROFILE_NAMES, load_profile
+from control_plane.text_edges import decoded, parse_json, printable
+from wattray.faults import faults_explained
+from wattray.output_files import check_outputs, json_text, write_text
+from wattray.report.profile_plots import profile_page
 
 profile_app = typer.Typer(help="Energy profiles: what a replica draws, carries and takes.", no_args_is_help=True)
 import_app = typer.Typer(help="Make a profile file from another tool's measurements.", no_args_is_help=True)
 profile_app.add_typer(import_app, name="import")
 
 OUT = Console()
+MOST_BYTES = 256 * 1024 * 1024
+"""Of a file of measurements."""
 
 DYNAMO_FILES = (
     ("selected_prefill_interpolation/raw_data.npz", "selected_decode_interpolation/raw_data.npz"),
@@ -60,19 +68,21 @@ def show(
     plot: Annotated[Path | None, typer.Option(help="Write interactive plots to this HTML file.")] = None,
 ) -> None:
     """Power, TTFT, TBT and the highest load under the SLO by type, TP and clock; Table I where it applies."""
-    try:
+    with faults_explained():
+        check_outputs(plot=plot)
         profile = profile_named(name)
-    except (ProfileError, OSError) as error:
-        _fail(error)
-    rows, table = curves(profile), table_rows(profile)
-    if plot is not None:
-        write_plots(profile, rows, table, plot)
-    if as_json:
-        typer.echo(json.dumps(report(profile, rows, table), indent=1))
-        return
-    _print(profile, rows, table)
-    if plot is not None:
-        OUT.print(f"plots: {plot}")
+        try:
+            rows, table = curves(profile), table_rows(profile)
+        except (OverflowError, ZeroDivisionError, FloatingPointError) as error:
+            raise ProfileError(f"{name}: its numbers lead nowhere ({error}); are the units right?") from None
+        if plot is not None:
+            write_text(plot, profile_page(profile, rows, table))
+        if as_json:
+            sys.stdout.write(json_text(report(profile, rows, table)))
+            return
+        _print(profile, rows, table)
+        if plot is not None:
+            OUT.print(f"plots: {plot}", markup=False)
 
 
 @import_app.command("dynamo")
@@ -87,12 +97,11 @@ def import_dynamo(
     tp: Annotated[int | None, typer.Option(help="The TP; read from the results where not given.")] = None,
 ) -> None:
     """A profile from NVIDIA Dynamo's pre-deployment profiler (npz or JSON raw data)."""
-    try:
+    with faults_explained():
+        check_outputs(out=out)
         prefill, decode = _dynamo_files(results)
         target = Target(name, _gpu(gpu), clock, tp)
         _write(from_dynamo(_arrays(prefill), _arrays(decode), target, str(prefill.parent)), out)
-    except (ProfileError, OSError) as error:
-        _fail(error)
 
 
 @import_app.command("vllm-bench")
@@ -106,21 +115,21 @@ def import_vllm_bench(
     clock: Annotated[int | None, typer.Option(help="Its clock in MHz; the highest where not given.")] = None,
 ) -> None:
     """A profile from `vllm bench serve --save-result` runs at different concurrencies and lengths."""
-    try:
+    with faults_explained():
+        check_outputs(out=out)
+        target = Target(name, _gpu(gpu), clock, tp, kv_tokens)
         runs = [(str(path), read_text(path)) for path in results]
-        _write(from_vllm_bench(runs, Target(name, _gpu(gpu), clock, tp, kv_tokens)), out)
-    except (ProfileError, OSError) as error:
-        _fail(error)
+        _write(from_vllm_bench(runs, target), out)
 
 
 # files
 
 
 def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ProfileError(f"{path}: not a text file: {error.reason} at byte {error.start}") from None
+    """A small text file; raises ProfileError."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ProfileError(f"{path}: {path.stat().st_size:,} bytes; a profile has at most {MOST_BYTES:,}")
+    return decoded(path.read_bytes(), str(path), ProfileError)
 
 
 def _dynamo_files(results: Sequence[Path]) -> tuple[Path, Path]:
@@ -139,14 +148,16 @@ def _arrays(path: Path) -> Mapping[str, Any]:
     """The raw data's arrays as lists."""
     if path.suffix == ".npz":
         try:
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
+                    raise ProfileError(f"{path}: unpacks to more than {MOST_BYTES:,} bytes")
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: np.atleast_1d(arrays[name]).tolist() for name in arrays.files}
-        except ValueError as error:
-            raise ProfileError(f"{path}: not an npz file: {error}") from None
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ProfileError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from None
+        except (ValueError, zipfile.BadZipFile, EOFError, zlib.error, KeyError) as error:
+            if isinstance(error, ProfileError):
+                raise
+            raise ProfileError(f"{path}: not an npz file, or a damaged one: {error}") from None
+    content = parse_json(read_text(path), str(path), ProfileError)
     if not isinstance(content, dict):
         raise ProfileError(f"{path}: line 1: expected a mapping of arrays, got {type(content).__name__}")
     return content
@@ -155,10 +166,12 @@ def _arrays(path: Path) -> Mapping[str, Any]:
 def _write(file: ProfileFile, out: Path) -> None:
     text = dump_profile(file)
     parse_profile(text, str(out))
-    out.write_text(text, encoding="utf-8")
-    OUT.print(f"wrote {out}: {file.name}, TP{file.replicas[0].tp}, up to {file.batch_tokens} tokens a pass")
+    write_text(out, text)
+    OUT.print(
+        f"wrote {out}: {file.name}, TP{file.replicas[0].tp}, up to {file.batch_tokens} tokens a pass", markup=False
+    )
     for note in file.notes:
-        OUT.print(f"  note: {note}")
+        OUT.print(f"  note: {note}", markup=False)
 
 
 def _gpu(name: str) -> GpuSpec:
@@ -166,11 +179,6 @@ def _gpu(name: str) -> GpuSpec:
     if name.lower() not in gpus:
         raise ProfileError(f"unknown GPU {name!r}; known are {', '.join(gpus)}")
     return gpus[name.lower()]
-
-
-def _fail(error: Exception) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(2)
 
 
 # what is shown
@@ -227,10 +235,9 @@ def report(profile: MachineProfile, rows: Sequence[CurveRow], table: Sequence[Ta
 
 def _print(profile: MachineProfile, rows: Sequence[CurveRow], table: Sequence[TableRow]) -> None:
     evidence = profile.evidence
-    OUT.print(f"[bold]{profile.name}[/bold] on {profile.gpu.name}")
-    OUT.print(f"era: {evidence.era}\nsource: {evidence.source}")
-    for note in evidence.notes:
-        OUT.print(f"note: {note}")
+    told = [f"{profile.name} on {profile.gpu.name}", f"era: {evidence.era}", f"source: {evidence.source}"]
+    for line in (*told, *(f"note: {note}" for note in evidence.notes)):
+        OUT.print(printable(line), markup=False, highlight=False)
     for name, error in evidence.errors.items():
         OUT.print(
             f"error, {name.replace('_', ' ')}: {error:.1%}" if not name.endswith("cells") else f"cells: {error:.0f}"
@@ -314,97 +321,6 @@ def _shown_clocks(profile: MachineProfile) -> Sequence[int]:
     clocks = profile.freqs_mhz
     return sorted({clocks[0], clocks[len(clocks) // 3], clocks[-1]})
 
-
-# plots
-
-Measure = tuple[str, Callable[[CurveRow], float | None]]
-MEASURES: Sequence[Measure] = (
-    ("Power of a replica (W)", lambda row: row.power_w),
-    ("TTFT P99 (ms)", lambda row: None if row.ttft_p99_s is None else row.ttft_p99_s * 1e3),
-    ("TBT (ms)", lambda row: None if row.tbt_s is None else row.tbt_s * 1e3),
-    ("Highest load under the SLO (requests/s)", lambda row: row.max_load_rps),
-)
-
-
-def write_plots(profile: MachineProfile, rows: Sequence[CurveRow], table: Sequence[TableRow], out: Path) -> None:
-    """One page that needs nothing else: curves by clock with a menu of types, and Table I where it applies."""
-    parts = [curve_figure(profile, rows).to_html(full_html=False, include_plotlyjs=True)]
-    if table and profile.energy_table is not None:
-        parts.append(table_figure(profile).to_html(full_html=False, include_plotlyjs=False))
-    title = f"<title>{profile.name}</title>"
-    head = f"<!doctype html><html><head><meta charset='utf-8'>{title}</head><body style='font-family:sans-serif'>"
-    text = f"<h1>{profile.name}</h1><p>{profile.evidence.era}<br>{profile.evidence.source}</p>"
-    out.write_text(head + text + "".join(parts) + "</body></html>\n", encoding="utf-8")
-
-
-def curve_figure(profile: MachineProfile, rows: Sequence[CurveRow]) -> Any:
-    """Four curves by clock, a line per TP, a menu entry per type."""
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(rows=2, cols=2, subplot_titles=[name for name, _ in MEASURES])
-    owners: list[RequestType] = []
-    for kind in REQUEST_TYPES:
-        for number, tp in enumerate(profile.tps):
-            mine = [row for row in rows if row.request_type == kind and row.shape.tp == tp]
-            for place, (_, measure) in enumerate(MEASURES):
-                owners.append(kind)
-                figure.add_scatter(
-                    x=[row.shape.freq_mhz for row in mine],
-                    y=[measure(row) for row in mine],
-                    name=f"TP{tp} at {mine[0].load_rps:.2f}/s",
-                    legendgroup=f"TP{tp}",
-                    showlegend=place == 0,
-                    visible=kind == REQUEST_TYPES[0],
-                    line={"color": COLOURS[number % len(COLOURS)]},
-                    mode="lines+markers",
-                    row=place // 2 + 1,
-                    col=place % 2 + 1,
-                )
-    buttons = [
-        {"label": str(kind), "method": "update", "args": [{"visible": [owner == kind for owner in owners]}]}
-        for kind in REQUEST_TYPES
-    ]
-    figure.update_xaxes(title_text="GPU clock (MHz)")
-    figure.update_layout(
-        updatemenus=[{"buttons": buttons, "x": 0.0, "y": 1.12, "xanchor": "left", "yanchor": "bottom"}],
-        height=800,
-        title="Request type (menu); power and latencies at half of what each TP carries at its highest clock",
-    )
-    return figure
-
-
-def table_figure(profile: MachineProfile) -> Any:
-    """Table I's cells and the fit through them, a panel per type."""
-    from plotly.subplots import make_subplots
-
-    published = profile.energy_table
-    if published is None:
-        raise ValueError(f"{profile.name} has no published table")
-    figure = make_subplots(rows=3, cols=3, subplot_titles=[str(kind) for kind in REQUEST_TYPES])
-    for place, kind in enumerate(REQUEST_TYPES):
-        where = {"row": place // 3 + 1, "col": place % 3 + 1}
-        for number, tp in enumerate(sorted(published.cells[str(kind)])):
-            cells = [cell for cell in published.measured(kind) if cell[0] == tp]
-            if not cells:
-                continue
-            colour = {"color": COLOURS[number % len(COLOURS)]}
-            clocks = list(range(cells[0][1], cells[-1][1] + 1, 50))
-            common = {"legendgroup": f"TP{tp}", "showlegend": place == 0, **where}
-            figure.add_scatter(
-                x=[clock for _, clock, _ in cells],
-                y=[cell.energy_wh for _, _, cell in cells],
-                name=f"TP{tp} measured",
-                mode="markers",
-                marker=colour,
-                **common,
-            )
-            fitted = [published.fit.energy_wh(kind, tp, clock) for clock in clocks]
-            figure.add_scatter(x=clocks, y=fitted, name=f"TP{tp} fit", mode="lines", line=colour, **common)
-    figure.update_layout(height=900, title="DynamoLLM Table I (Wh) and the fit, against the clock (MHz)")
-    return figure
-
-
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e")
 
 if __name__ == "__main__":
     profile_app()

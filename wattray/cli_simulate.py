@@ -1,7 +1,6 @@
 """`wattray simulate` and `wattray bound`: policies side by side on a trace, in virtual time."""
 
 import gc
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from control_plane.text_edges import printable
+from wattray.faults import faults_explained
+from wattray.output_files import check_folder, check_outputs, json_text, write_text
+
 if TYPE_CHECKING:
+    from control_plane.hardware.machine_profile import MachineProfile
     from control_plane.simulation.outcome import Simulated
     from control_plane.simulation.trace import Trace
     from wattray.trace_files import TraceRequest
@@ -38,6 +42,11 @@ FormatOption = Annotated[
 ScaleOption = Annotated[float, typer.Option(help="This many times as many requests in the same time.")]
 HoursOption = Annotated[float, typer.Option(help="Length of a synthetic trace.")]
 SeedOption = Annotated[int, typer.Option(help="Of synthetic traces, load curves and --scale.")]
+UnitOption = Annotated[str | None, typer.Option("--time-unit", help="Of a mooncake trace's times: s, ms or us.")]
+SloOption = Annotated[
+    str | None, typer.Option("--slo", help="Limits in seconds, such as ttft=1.0,tbt=0.06 or ttft_short=0.3.")
+]
+AttainmentOption = Annotated[float, typer.Option("--attainment", help="Share of the requests that hold the SLO.")]
 LengthsOption = Annotated[
     str, typer.Option(help="Token counts along an rpm curve: conv, code or in:0=1,…,1=8000;out:0=1,…,1=900.")
 ]
@@ -60,36 +69,45 @@ def simulate_command(
     hours: HoursOption = 1.0,
     seed: SeedOption = 0,
     lengths: LengthsOption = "conv",
+    time_unit: UnitOption = None,
+    slo: SloOption = None,
+    attainment: AttainmentOption = 0.99,
 ) -> None:
     """Play a trace against policies in virtual time and compare energy and SLO with the sized static baseline."""
-    from control_plane.settings import Settings
     from control_plane.simulation import comparison
     from control_plane.simulation.policies import check_policy_names
     from wattray.run_files import write_policy_run, write_results
-    from wattray.simulation_results import as_json, named_profile, result_table
+    from wattray.simulation_results import as_json, checked_attainment, named_profile, result_table, settings_for
     from wattray.trace_files import TraceRequest, read_percentiles
 
     console = Console(stderr=True)
-    with _faults_explained(console), _uncollected():
+    with faults_explained(), _uncollected():
+        check_outputs(json=json_out, report=report)
+        if run is not None:
+            check_folder(run, "--run")
         names = tuple(name.strip() for name in policies.split(",") if name.strip())
         check_policy_names(names)
         machine = named_profile(profile)
-        wanted = TraceRequest(trace, trace_format, scale, hours, seed, read_percentiles(lengths, "--lengths"))
+        settings = settings_for(machine, slo)
+        share = checked_attainment(attainment)
+        wanted = TraceRequest(
+            trace, trace_format, scale, hours, seed, time_unit, read_percentiles(lengths, "--lengths")
+        )
         with _progress(console) as told:
-            requests = _loaded(wanted, told)
-            question = comparison.Question(requests, machine, Settings(), names, gpus, comparison.Idle(idle.value))
+            requests = _loaded(wanted, machine, told, console)
+            question = comparison.Question(requests, machine, settings, names, gpus, comparison.Idle(idle.value), share)
             keep = partial(write_policy_run, run) if run is not None else _nothing_kept
             answer = comparison.compare(question, time.process_time, told, keep)
         results = as_json(answer, names, requests)
         Console(width=_width()).print(result_table(answer, names, requests))
         if json_out is not None:
-            json_out.write_text(json.dumps(results, indent=2) + "\n")
+            write_text(json_out, json_text(results))
         if run is not None:
             write_results(run, results)
         if report is not None:
-            from wattray.report.simulation_report import write_report
+            from wattray.report.simulation_report import report_page
 
-            write_report(report, answer, question)
+            write_text(report, report_page(answer, question))
 
 
 def bound_command(
@@ -103,38 +121,47 @@ def bound_command(
     hours: HoursOption = 1.0,
     seed: SeedOption = 0,
     lengths: LengthsOption = "conv",
+    time_unit: UnitOption = None,
+    slo: SloOption = None,
+    attainment: AttainmentOption = 0.99,
 ) -> None:
     """The least energy any policy could spend on a trace and hold the SLO for 99 % of it."""
     from rich.table import Table
+    from rich.text import Text
 
     from control_plane.hardware.shape_tables import ShapeTables
     from control_plane.serving.policies.registry import GpuBudgetError
-    from control_plane.settings import Settings
     from control_plane.simulation.bound import energy_bound
     from control_plane.simulation.comparison import SETTLE_S
-    from wattray.simulation_results import named_profile
+    from wattray.simulation_results import checked_attainment, named_profile, settings_for
     from wattray.trace_files import TraceRequest, read_percentiles
 
     console = Console(stderr=True)
-    with _faults_explained(console):
+    with faults_explained():
+        check_outputs(json=json_out)
         machine = named_profile(profile)
+        settings = settings_for(machine, slo)
+        share = checked_attainment(attainment)
         if idle is Idle.CHARGED and gpus is None:
             raise GpuBudgetError("--idle charged needs --gpus here: how many GPUs are billed?")
-        wanted = TraceRequest(trace, trace_format, scale, hours, seed, read_percentiles(lengths, "--lengths"))
+        wanted = TraceRequest(
+            trace, trace_format, scale, hours, seed, time_unit, read_percentiles(lengths, "--lengths")
+        )
         tables = {tp: ShapeTables.of(machine, tp) for tp in machine.tps}
         billed = gpus if idle is Idle.CHARGED and gpus is not None else 0
         with _progress(console) as told:
-            requests = _loaded(wanted, told)
+            requests = _loaded(wanted, machine, told, console)
             until_s = requests.duration_s + SETTLE_S
             bound = energy_bound(
                 requests,
                 tables,
-                Settings().slo.slo(),
+                settings.slo.slo(),
                 idle_gpus=billed,
                 until_s=until_s,
+                attainment=share,
                 progress=lambda share: told("bound", share),
             )
-        table = Table(title=f"bound on {trace}")
+        table = Table(title=Text(f"bound on {printable(trace)}"))
         for column in ("requests", "hours", "bound kWh", "mean kW", "J per request"):
             table.add_column(column, justify="right")
         table.add_row(
@@ -147,14 +174,27 @@ def bound_command(
         Console(width=_width()).print(table)
         if json_out is not None:
             result = {"bound_energy_j": bound.energy_j, "idle_energy_j": bound.idle_energy_j, "requests": len(requests)}
-            json_out.write_text(json.dumps(result, indent=2) + "\n")
+            write_text(json_out, json_text(result))
 
 
-def _loaded(wanted: "TraceRequest", told: "Told") -> "Trace":
-    from wattray.trace_files import load_trace
+def _loaded(wanted: "TraceRequest", machine: "MachineProfile", told: "Told", console: Console) -> "Trace":
+    """The trace without what no replica can ever hold; what was left out is said."""
+    from wattray.trace_files import load_trace, without_what_never_fits
 
     told("reading the trace", 0.0)
-    requests = load_trace(wanted)
+    skipped: list[int] = []
+    requests = load_trace(wanted, skipped)
+    if skipped:
+        lines = ", ".join(map(str, skipped[:5])) + (", …" if len(skipped) > 5 else "")
+        console.print(f"{len(skipped)} failed requests without an answer are left out (lines {lines})", markup=False)
+    most_tokens = max(machine.limits(tp).kv_tokens for tp in machine.tps)
+    requests, left_out = without_what_never_fits(requests, most_tokens, wanted.source)
+    if left_out:
+        console.print(
+            f"{left_out} requests are longer than any replica's KV cache ({most_tokens:,} tokens) and are left out of "
+            "policies and bound alike",
+            markup=False,
+        )
     told("reading the trace", 1.0)
     return requests
 
@@ -173,7 +213,9 @@ def _progress(console: Console) -> Iterator[Told]:
     """A bar per run; it redraws four times a second, whatever the simulator's pace."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     bars: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, refresh_per_second=4, transient=True) as progress:
+    with Progress(
+        *columns, console=console, refresh_per_second=4, transient=True, disable=not console.is_terminal
+    ) as progress:
         shown_s = 0.0
 
         def told(name: str, share: float) -> None:
@@ -186,20 +228,6 @@ def _progress(console: Console) -> Iterator[Told]:
             progress.update(bars[name], completed=share)
 
         yield told
-
-
-@contextmanager
-def _faults_explained(console: Console) -> Iterator[None]:
-    from control_plane.hardware.profile_file import ProfileError
-    from control_plane.serving.policies.registry import GpuBudgetError, UnknownPolicyError
-    from control_plane.simulation.sizing import SloUnreachableError
-    from control_plane.simulation.traces import TraceError
-
-    try:
-        yield
-    except (TraceError, ProfileError, UnknownPolicyError, GpuBudgetError, SloUnreachableError, OSError) as fault:
-        console.print(f"[red]error:[/red] {fault}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
 
 
 @contextmanager

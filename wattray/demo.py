@@ -1,7 +1,6 @@
 """`wattray demo`: the control plane before real HTTP traffic on a simulated node, with a scoreboard at the end."""
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from actors.messages import ControlPlaneStatus, Decision
 from control_plane.domain import Load, ReplicaState, Request
 from control_plane.serving.load_forecast import load_of
 from control_plane.settings import Settings, parse_settings
-from control_plane.simulation.traces import demo_shape, read_azure, synthetic_conversation, window
+from control_plane.simulation.traces import demo_shape, synthetic_conversation, window
 from control_plane.simulation.what_if import simulate_single_pool, simulate_wattray
 from train_jobs.background import TrainingProcess, start_training
 from train_jobs.job import Job, job_lasting
@@ -23,10 +22,12 @@ from train_jobs.training_result import TrainingResult
 from wattray import lifecycle, run_folder
 from wattray.errors import WattrayError
 from wattray.load_generator import Progress, Sent, replay
+from wattray.output_files import check_folder, json_text, write_text
 from wattray.ray_head import Ports
 from wattray.report.moments import Moment
 from wattray.running import Running
 from wattray.take_down import not_interrupted, take_down
+from wattray.trace_files import TraceRequest, load_trace
 
 DEMO_SETTINGS: dict[str, Any] = {
     "cadence": {"cluster_s": 20.0, "pool_s": 10.0, "frequency_s": 2.0},
@@ -72,11 +73,7 @@ def demo_trace(path: Path | None, from_s: float, duration_s: float, seed: int) -
     """A slice of the user's trace, or of the embedded generator; raises TraceError or WattrayError."""
     if path is None:
         return synthetic_conversation(duration_s, seed, shape=demo_shape)
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise WattrayError(f"--trace {path}: {error}") from None
-    trace = window(read_azure(text, str(path)), from_s, duration_s)
+    trace = window(load_trace(TraceRequest(str(path))).requests(), from_s, duration_s)
     if not trace:
         raise WattrayError(f"--trace {path}: no request arrives between {from_s:.0f} and {from_s + duration_s:.0f} s")
     return trace
@@ -97,6 +94,7 @@ def run_demo(
     watch: Callable[[Progress, Moment | None], None],
 ) -> dict[str, Any]:
     """Bring everything up, replay, take everything down, write the reports; returns what report.json holds."""
+    check_folder(out, "--out")
     running = lifecycle.up(settings, ports, first_load(trace), address=None, say=say, own_head=True)
     training = None
     try:
@@ -206,7 +204,7 @@ def moment_of(status: ControlPlaneStatus, at_s: float, training_gpus: Collection
 def write_reports(settings: Settings, trace: Sequence[Request], played: Played, out: Path) -> dict[str, Any]:
     """report.json and report.html in ``out``; returns the former's content. Plotting is loaded here, when everything
     that needs memory is down."""
-    from wattray.report.page import Card, Section, write_page
+    from wattray.report.page import Card, Section, page_of
     from wattray.report.serving_report import (
         Baseline,
         clocks_figure,
@@ -290,11 +288,11 @@ def write_reports(settings: Settings, trace: Sequence[Request], played: Played, 
         *([] if played.training is None else [training_section(played.training)]),
         Section("Decisions", "Every action of the control plane and why it was taken.", (), table),
     ]
-    write_page(out / "report.html", "wattray demo", note, cards, sections)
+    write_text(out / "report.html", page_of("wattray demo", note, cards, sections))
     report = {"serving": serving}
     if played.training is not None:
         report["training"] = played.training.report()
-    (out / "report.json").write_text(json.dumps(report, indent=1))
+    write_text(out / "report.json", json_text(report))
     return report
 
 

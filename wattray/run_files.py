@@ -12,6 +12,7 @@ import numpy as np
 
 from control_plane.domain import REQUEST_TYPES
 from control_plane.simulation.outcome import Simulated
+from wattray.output_files import json_text, write_text
 
 _BLOCK = 1 << 20
 """Requests written at a time."""
@@ -19,7 +20,7 @@ _BLOCK = 1 << 20
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """``results.json``."""
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_text(folder / "results.json", json_text(results))
 
 
 def write_policy_run(folder: Path, name: str, outcome: Simulated) -> None:

@@ -1,16 +1,16 @@
 """Results of a simulation as JSON and as a table, and the profile a command names."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from control_plane.hardware.machine_profile import MachineProfile
-from control_plane.hardware.profiles import load_profile
+from control_plane.settings import Settings, SettingsError, parse_settings
 from control_plane.simulation.comparison import Answer
 from control_plane.simulation.policies import SINGLE_POOL
 from control_plane.simulation.trace import Trace
+from control_plane.text_edges import number
 
 
 def as_json(answer: Answer, names: tuple[str, ...], requests: Trace) -> dict[str, Any]:
@@ -41,8 +41,45 @@ def shown(answer: Answer, names: tuple[str, ...]) -> list[str]:
 
 def named_profile(name: str) -> MachineProfile:
     """An embedded profile by name, or a user's own from a file; raises ProfileError with the known names."""
-    path = Path(name)
-    return load_profile(path.read_text(), source=name) if path.is_file() else load_profile(name)
+    from wattray.cli_profile import profile_named
+
+    return profile_named(name)
+
+
+LIMITS = {"ttft": ("ttft_short_s", "ttft_medium_s", "ttft_long_s"), "tbt": ("tbt_s",), "tpot": ("tbt_s",)}
+"""What `--slo` may name, beside the settings' own names with or without their unit."""
+
+
+def settings_for(machine: MachineProfile, limits: str | None) -> Settings:
+    """The defaults with the SLO of the profile, and over it the limits of `--slo`. Raises SettingsError."""
+    slo = machine.slo
+    values = {
+        "ttft_short_s": slo.ttft_short_s,
+        "ttft_medium_s": slo.ttft_medium_s,
+        "ttft_long_s": slo.ttft_long_s,
+        "tbt_s": slo.tbt_s,
+    }
+    for part in (limits or "").split(","):
+        if not part.strip():
+            continue
+        name, _, text = (word.strip() for word in part.partition("="))
+        fields = LIMITS.get(name, tuple(field for field in values if field in (name, f"{name}_s")))
+        limit = number(text)
+        if not fields or limit is None or limit <= 0:
+            known = ", ".join(["ttft", "tbt", *(field.removesuffix("_s") for field in values)])
+            raise SettingsError(f"--slo {part.strip()!r}: expected NAME=SECONDS with NAME one of {known}")
+        values.update(dict.fromkeys(fields, limit))
+    overhead_s = Settings().serve.overhead_s
+    tightest_s = min(values["ttft_short_s"], values["ttft_medium_s"], values["ttft_long_s"])
+    # Plans leave room for network and event loops; of a very tight limit never more than half.
+    return parse_settings({"slo": values, "serve": {"overhead_s": min(overhead_s, tightest_s / 2)}}, "--slo")
+
+
+def checked_attainment(share: float) -> float:
+    """Raises SettingsError outside (0, 1]."""
+    if not 0 < share <= 1:
+        raise SettingsError(f"--attainment {share}: a share above 0 and at most 1, such as 0.99")
+    return share
 
 
 def result_table(answer: Answer, names: tuple[str, ...], requests: Trace) -> Table:

@@ -17,7 +17,10 @@ from control_plane.hardware.iteration_tables import Floats, IterationTables
 from control_plane.hardware.machine_profile import Evidence, MachineProfile
 from control_plane.hardware.replica_model import ReplicaLimits
 from control_plane.settings import SloSettings
+from control_plane.text_edges import parse_json, parse_yaml
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,60}$"
+"""What a profile may be called."""
 SCHEMA: Literal["wattray-profile/1"] = "wattray-profile/1"
 
 POWER_TOLERANCE = 0.10
@@ -35,21 +38,28 @@ class _Part(BaseModel):
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
+"""More than any model's context: tables have a row for each."""
+Requests = Annotated[int, Field(ge=1, le=100_000)]
+Clock = Annotated[int, Field(ge=1, le=100_000)]
+Parallelism = Annotated[int, Field(ge=1, le=1024)]
+LEAST_ITERATION_MS = 0.05
+"""No engine's iteration is shorter: such a time is in seconds."""
 
 
 class PointPart(_Part):
     """An iteration over this many tokens, contexts and prefill attention taken off. Watts are of the whole replica."""
 
-    tokens: Count
-    iteration_ms: Positive
+    tokens: Tokens
+    iteration_ms: Annotated[float, Field(gt=0, lt=1e7, allow_inf_nan=False)]
     power_w: Positive | None = None
 
 
 class ShapePart(_Part):
     """One tensor parallelism at one clock."""
 
-    tp: Count
-    freq_mhz: Count
+    tp: Parallelism
+    freq_mhz: Clock
     attention_ps_per_pair: NotNegative = 0.0
     """What a prefill adds for each pair of its tokens."""
     points: Annotated[tuple[PointPart, ...], Field(min_length=2)]
@@ -58,8 +68,8 @@ class ShapePart(_Part):
 class ReplicaPart(_Part):
     """What a tensor parallelism has at every clock."""
 
-    tp: Count
-    kv_tokens: Count
+    tp: Parallelism
+    kv_tokens: Annotated[int, Field(ge=1, le=10**12)]
     context_ns_per_token: NotNegative = 0.0
     """What every token of the decoders' contexts adds to an iteration."""
 
@@ -82,19 +92,19 @@ class ProfileFile(_Part):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
 
     schema_: Annotated[Literal["wattray-profile/1"], Field(alias="schema")]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,60}$")]
+    name: Annotated[str, Field(pattern=NAME)]
     era: str = ""
     source: str = ""
     notes: tuple[str, ...] = ()
     gpu: GpuPart
     slo: SloSettings = SloSettings()
-    batch_tokens: Count = 2048
-    batch_requests: Count = 256
-    freqs_mhz: Annotated[tuple[Count, ...], Field(min_length=1)]
+    batch_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
+    batch_requests: Requests = 256
+    freqs_mhz: Annotated[tuple[Clock, ...], Field(min_length=1)]
     replicas: Annotated[tuple[ReplicaPart, ...], Field(min_length=1)]
     shapes: Annotated[tuple[ShapePart, ...], Field(min_length=1)]
-    measured_batch: Count | None = None
-    measured_input: Count | None = None
+    measured_batch: Requests | None = None
+    measured_input: Tokens | None = None
 
 
 def parse_profile(text: str, source: str = "profile", slo: Slo | None = None) -> MachineProfile:
@@ -123,12 +133,12 @@ class _Lines:
 
     def __init__(self, text: str, source: str) -> None:
         self._source = source
-        try:
-            self._node = yaml.compose(text.lstrip("\ufeff"), Loader=yaml.SafeLoader)
-            self.content: Any = yaml.safe_load(text.lstrip("\ufeff"))
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise ProfileError(f"{source}: line {line}: not JSON or YAML: {error.problem}") from None
+        text = text.removeprefix("\ufeff")
+        if text.lstrip().startswith("{"):
+            self.content: Any = parse_json(text, source, ProfileError)
+            self._node = _nodes_of_json(text)
+        else:
+            self.content, self._node = parse_yaml(text, source, ProfileError)
         if not isinstance(self.content, Mapping):
             raise ProfileError(f"{source}: line 1: a profile is a mapping that begins with schema: {SCHEMA}")
 
@@ -152,12 +162,20 @@ class _Lines:
         return line
 
 
+def _nodes_of_json(text: str) -> yaml.Node | None:
+    """Where each field stands. YAML reads JSON but for tabs; where it cannot, faults name no line but the first."""
+    try:
+        return yaml.compose(text.replace("\t", " "), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError):
+        return None
+
+
 def _reason(item: dict[str, Any]) -> str:
     if item["type"] == "missing":
         return "is missing"
     if item["type"] == "extra_forbidden":
         return "is not a field of a profile"
-    return f"{item['msg']} (got {item['input']!r})"
+    return f"{item['msg']} (got {item['input']!r:.80})"
 
 
 def _faults(file: ProfileFile) -> Sequence[tuple[Where, str]]:
@@ -189,8 +207,14 @@ def _faults(file: ProfileFile) -> Sequence[tuple[Where, str]]:
 def _point_faults(file: ProfileFile, index: int, shape: ShapePart) -> Sequence[tuple[Where, str]]:
     faults: list[tuple[Where, str]] = []
     name = f"TP{shape.tp}@{shape.freq_mhz}"
+    for number, point in enumerate(shape.points):
+        if point.iteration_ms < LEAST_ITERATION_MS:
+            where: Where = ("shapes", index, "points", number, "iteration_ms")
+            faults.append(
+                (where, f"{name}: {point.iteration_ms:g} ms is shorter than any iteration; is it in seconds?")
+            )
     for number, (before, point) in enumerate(zip(shape.points, shape.points[1:], strict=False), start=1):
-        where: Where = ("shapes", index, "points", number)
+        where = ("shapes", index, "points", number)
         if point.tokens <= before.tokens:
             faults.append(((*where, "tokens"), f"{name}: {point.tokens} after {before.tokens}: tokens must rise"))
         elif point.iteration_ms < before.iteration_ms:

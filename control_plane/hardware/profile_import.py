@@ -4,19 +4,20 @@ Neither measures power and neither says the clock, so the GPU is named by the us
 which the profile says. What was not measured is refused: tables end where the measurements end.
 """
 
-import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from control_plane.hardware.fitted_times import pooled
 from control_plane.hardware.gpu_model import H100_SXM, GpuSpec
 from control_plane.hardware.iteration_tables import Floats
 from control_plane.hardware.profile_file import (
+    NAME,
     SCHEMA,
     GpuPart,
     PointPart,
@@ -25,6 +26,7 @@ from control_plane.hardware.profile_file import (
     ReplicaPart,
     ShapePart,
 )
+from control_plane.text_edges import parse_json
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -43,6 +45,16 @@ class Target:
     freq_mhz: int | None = None
     tp: int | None = None
     kv_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ProfileError, naming the option."""
+        if not re.fullmatch(NAME, self.name):
+            raise ProfileError(f"--name {self.name!r}: letters, digits and . _ / - without spaces, at most 61")
+        for option, value, most in (("tp", self.tp, 1024), ("kv-tokens", self.kv_tokens, 10**12)):
+            if value is not None and not 1 <= value <= most:
+                raise ProfileError(f"--{option} {value} must be at least 1 and at most {most}")
+        if self.freq_mhz is not None and not 1 <= self.freq_mhz <= 100_000:
+            raise ProfileError(f"--clock {self.freq_mhz} must be at least 1 and at most 100000 MHz")
 
     @property
     def clock_mhz(self) -> int:
@@ -70,10 +82,18 @@ class DynamoDecode(BaseModel):
     z_thpt_per_gpu: tuple[float, ...]
     max_kv_tokens: float | tuple[float, ...]
 
+    @field_validator("max_kv_tokens")
+    @classmethod
+    def _one_size(cls, found: float | tuple[float, ...]) -> float:
+        sizes = (found,) if isinstance(found, float) else found
+        if len(sizes) != 1 or not 1 <= sizes[0] < 1e12:
+            raise ValueError(f"one number of tokens is expected, at least 1 and finite, got {list(sizes)}")
+        return sizes[0]
+
     @property
     def kv_tokens(self) -> int:
-        found = self.max_kv_tokens
-        return int(found if isinstance(found, float) else found[0])
+        assert isinstance(self.max_kv_tokens, float)
+        return int(self.max_kv_tokens)
 
 
 def from_dynamo(
@@ -118,7 +138,7 @@ class VllmRun(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    duration: float = Field(gt=0, allow_inf_nan=False)
+    duration: float = Field(gt=0, lt=1e9, allow_inf_nan=False)
     completed: int = Field(ge=1)
     total_input_tokens: int = Field(ge=1)
     total_output_tokens: int = Field(ge=1)
@@ -165,8 +185,8 @@ def from_vllm_bench(runs: Sequence[tuple[str, str]], target: Target) -> ProfileF
     matrix = np.array(rows) * scale[:, None]
     if np.linalg.matrix_rank(matrix / np.linalg.norm(matrix, axis=0), tol=1e-3) < 4:
         raise ProfileError("the vllm bench runs are too alike: vary --max-concurrency, input and output lengths")
-    floor_ms, decoder_ms, context_ms, prompt_ms = _fit(matrix, np.ones(len(values))).tolist()
-    if floor_ms <= 0 or prompt_ms <= 0:
+    least_ms, decoder_ms, context_ms, prompt_ms = _fit(matrix, np.ones(len(values))).tolist()
+    if least_ms <= 0 or prompt_ms <= 0:
         raise ProfileError(
             "the vllm bench runs show no cost of an iteration or of a prompt token: add runs of 1 at a time"
         )
@@ -174,8 +194,8 @@ def from_vllm_bench(runs: Sequence[tuple[str, str]], target: Target) -> ProfileF
     longest = math.floor(max(run.prompt for _, run in found))
     if longest <= largest:
         raise ProfileError(f"prompts of {longest} tokens are too short beside {largest} decoding to tell prefill speed")
-    cells = {1: floor_ms + decoder_ms, largest: floor_ms + decoder_ms * largest}
-    cells[longest] = floor_ms + decoder_ms * largest + prompt_ms * (longest - largest)
+    cells = {1: least_ms + decoder_ms, largest: least_ms + decoder_ms * largest}
+    cells[longest] = least_ms + decoder_ms * largest + prompt_ms * (longest - largest)
     names = ", ".join(name for name, _ in found)
     return _profile(
         target,
@@ -191,10 +211,7 @@ def from_vllm_bench(runs: Sequence[tuple[str, str]], target: Target) -> ProfileF
 
 
 def _vllm_run(name: str, text: str) -> VllmRun:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ProfileError(f"{name}: line {error.lineno}: not JSON: {error.msg}") from None
+    content = parse_json(text, name, ProfileError)
     if isinstance(content, Mapping) and "mean_tpot_ms" not in content:
         for field, command in (("avg_latency", "latency"), ("tokens_per_second", "throughput")):
             if field in content:

@@ -1,14 +1,11 @@
 """Request traces in the formats people have: Azure's CSV, Mooncake's JSONL, load curves. Checked at the edge: every
 fault names the file, the line and the field."""
 
-import csv
 import io
-import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +20,7 @@ from control_plane.simulation.synthetic import (
     synthetic_trace,
 )
 from control_plane.simulation.trace import Trace
+from control_plane.text_edges import csv_rows, number, parse_json, whole_number
 
 __all__ = [
     "CONVERSATION_RPS",
@@ -30,12 +28,14 @@ __all__ = [
     "LengthPercentiles",
     "TraceError",
     "azure_trace",
+    "burstgpt_trace",
     "demo_shape",
     "load_curve_trace",
     "mooncake_trace",
     "read_azure",
     "synthetic_conversation",
     "synthetic_trace",
+    "vidur_trace",
     "window",
 ]
 
@@ -47,7 +47,10 @@ class TraceError(ValueError):
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 MOST_TOKENS = 10_000_000
 """More than any model's context: a count above it is a fault of the file."""
-LONGEST_TRACE_PS = 100 * 86400 * 10**12
+LONGEST_TRACE_DAYS = 100
+LONGEST_TRACE_PS = LONGEST_TRACE_DAYS * 86400 * 10**12
+MOST_REQUESTS = 200_000_000
+"""A trace's columns would fill more memory than a large server has."""
 _TICKS_PER_S = 10**7
 _PS_PER_TICK = 10**5
 _BLOCK = 1 << 20
@@ -59,17 +62,21 @@ def read_azure(text: str, source: str = "trace") -> tuple[Request, ...]:
     return azure_trace(io.StringIO(text), source).requests()
 
 
-def azure_trace(lines: Iterable[str], source: str = "trace") -> Trace:
+def azure_trace(lines: Iterable[str], source: str = "trace", skipped: list[int] | None = None) -> Trace:
     """An Azure LLM inference trace (2023, 2024), arrival times from the first one on.
 
     Columns TIMESTAMP (ISO, up to seven decimals, an offset allowed), ContextTokens, GeneratedTokens in any order,
-    others ignored. Raises TraceError for a missing column, an empty file, unparsable or unsorted times, and token
+    others ignored. Requests without an answer have failed: where ``skipped`` is given they are left out, and their
+    lines added to it. Raises TraceError for a missing column, an empty file, unparsable or unsorted times, and token
     counts that are not positive integers.
     """
     columns = _Columns(source)
     clock = _StampReader()
-    for line, (stamp, inputs, outputs) in _csv_rows(lines, COLUMNS, source):
+    for line, (stamp, inputs, outputs) in csv_rows(lines, COLUMNS, source, TraceError):
         where = f"{source}:{line}"
+        if skipped is not None and whole_number(outputs) == 0:
+            skipped.append(line)
+            continue
         columns.add(
             line,
             clock.ticks(stamp, where) * _PS_PER_TICK,
@@ -80,32 +87,87 @@ def azure_trace(lines: Iterable[str], source: str = "trace") -> Trace:
     return columns.trace()
 
 
-def mooncake_trace(lines: Iterable[str], source: str = "trace") -> Trace:
-    """A Mooncake trace: one JSON object a line with ``timestamp`` in milliseconds, ``input_length`` and
-    ``output_length``; other fields (``hash_ids``) are ignored. Raises TraceError as ``azure_trace`` does."""
+BURSTGPT_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
+VIDUR_COLUMNS = ("arrived_at", "num_prefill_tokens", "num_decode_tokens")
+PS_PER_UNIT = {"s": 10**12, "ms": 10**9, "us": 10**6}
+"""Picoseconds of the units a trace's times may have."""
+
+
+def burstgpt_trace(
+    lines: Iterable[str],
+    source: str = "trace",
+    skipped: list[int] | None = None,
+    names: Sequence[str] = BURSTGPT_COLUMNS,
+) -> Trace:
+    """A BurstGPT trace: CSV with Timestamp in seconds, Request tokens and Response tokens, others ignored; ``names``
+    where the columns were renamed.
+
+    Requests that failed have no response tokens: they are left out and their lines added to ``skipped``. Raises
+    TraceError.
+    """
+    return _in_seconds(lines, names, source, skipped)
+
+
+def vidur_trace(lines: Iterable[str], source: str = "trace") -> Trace:
+    """A vidur trace: CSV with arrived_at in seconds, num_prefill_tokens and num_decode_tokens. Raises TraceError."""
+    return _in_seconds(lines, VIDUR_COLUMNS, source, None)
+
+
+def _in_seconds(lines: Iterable[str], names: Sequence[str], source: str, skipped: list[int] | None) -> Trace:
     columns = _Columns(source)
-    for line, text in enumerate(_without_bom(lines), start=1):
+    for line, (stamp, inputs, outputs) in csv_rows(lines, names, source, TraceError):
+        where = f"{source}:{line}"
+        at_s = number(stamp)
+        if at_s is None or not 0 <= at_s < 1e10:
+            raise TraceError(f"{where}: {names[0]} {stamp!r} is not a number of seconds from 0 on")
+        if skipped is not None and whole_number(outputs) == 0:
+            skipped.append(line)
+            continue
+        columns.add(
+            line,
+            round(at_s * PS_PER_S),
+            _tokens(inputs, names[1], where),
+            _tokens(outputs, names[2], where),
+            f"{names[0]} {stamp}",
+        )
+    return columns.trace()
+
+
+def mooncake_trace(lines: Iterable[str], source: str = "trace", unit: str | None = None) -> Trace:
+    """A Mooncake trace: one JSON object a line with ``timestamp``, ``input_length`` and ``output_length``; other fields
+    (``hash_ids``) are ignored.
+
+    Times are whole milliseconds; fractions may as well be seconds, so they are refused unless ``unit`` says "s", "ms"
+    or "us". Raises TraceError as ``azure_trace`` does.
+    """
+    columns = _Columns(source)
+    ps_per_unit = PS_PER_UNIT[unit or "ms"]
+    for line, text in enumerate(lines, start=1):
+        text = text.removeprefix("\ufeff") if line == 1 else text
         if not text.strip():
             continue
         where = f"{source}:{line}"
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            raise TraceError(f"{where}: not JSON: {error}") from None
+        if line == 1 and text.lstrip().startswith("["):
+            raise TraceError(f"{where}: this is one JSON array; expected one object a line (jq -c '.[]' makes it so)")
+        row = parse_json(text, where, TraceError, one_line=True)
         if not isinstance(row, dict):
             raise TraceError(f"{where}: expected an object with timestamp, input_length and output_length")
         for name in ("timestamp", "input_length", "output_length"):
             if name not in row:
-                raise TraceError(f"{where}: field {name} is missing; found {','.join(map(str, row))}")
-        stamp_ms = row["timestamp"]
-        if isinstance(stamp_ms, bool) or not isinstance(stamp_ms, int | float) or not 0 <= stamp_ms < 1e13:
-            raise TraceError(f"{where}: timestamp {stamp_ms!r} is not a number of milliseconds from 0 on")
+                raise TraceError(f"{where}: field {name} is missing; found {','.join(map(str, row))[:200]}")
+        stamp = row["timestamp"]
+        if isinstance(stamp, bool) or not isinstance(stamp, int | float) or not 0 <= stamp < 1e16:
+            raise TraceError(f"{where}: timestamp {stamp!r:.60} is not a number of milliseconds from 0 on")
+        if unit is None and stamp != int(stamp):
+            raise TraceError(
+                f"{where}: timestamp {stamp} is no whole number of milliseconds; if it is in seconds, say --time-unit s"
+            )
         columns.add(
             line,
-            round(stamp_ms * 10**9),
+            round(stamp * ps_per_unit),
             _tokens(row["input_length"], "input_length", where),
             _tokens(row["output_length"], "output_length", where),
-            f"timestamp {stamp_ms}",
+            f"timestamp {stamp}",
         )
     return columns.trace()
 
@@ -122,8 +184,10 @@ class LengthPercentiles:
             shares, tokens = [share for share, _ in knots], [count for _, count in knots]
             if len(knots) < 2 or shares[0] != 0 or shares[-1] != 1 or shares != sorted(set(shares)):
                 raise ValueError(f"{name} percentiles must rise from share 0 to share 1, got {shares}")
-            if tokens[0] < 1 or tokens != sorted(tokens):
+            if not tokens[0] >= 1 or tokens != sorted(tokens):
                 raise ValueError(f"{name} percentiles must be at least 1 token and not fall, got {tokens}")
+            if not tokens[-1] <= MOST_TOKENS:
+                raise ValueError(f"{name} percentiles go up to {tokens[-1]:g} tokens; at most {MOST_TOKENS} are taken")
 
     def draw(self, random: np.random.Generator, count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         return _drawn(random, count, self.inputs), _drawn(random, count, self.outputs)
@@ -164,30 +228,36 @@ def load_curve_trace(
     times_s: list[float] = []
     rates: list[float] = []
     clock = _StampReader()
-    for line, (stamp, rpm) in _csv_rows(lines, RPM_COLUMNS, source):
+    for line, (stamp, rpm) in csv_rows(lines, RPM_COLUMNS, source, TraceError):
         where = f"{source}:{line}"
         times_s.append(clock.ticks(stamp, where, "time_utc") / _TICKS_PER_S)
         if len(times_s) > 1 and times_s[-1] <= times_s[-2]:
             raise TraceError(f"{where}: time_utc {stamp} is not after the line above")
-        try:
-            rates.append(float(rpm) / 60.0)
-        except ValueError:
-            raise TraceError(f"{where}: rpm_mid {rpm!r} is not a number") from None
-        if not 0 <= rates[-1] < 1e9:
+        rate = number(rpm)
+        if rate is None and rpm.lower().strip(" +-") not in ("nan", "inf", "infinity"):
+            raise TraceError(f"{where}: rpm_mid {rpm!r} is not a number")
+        if rate is None or rate < 0:
             raise TraceError(f"{where}: rpm_mid {rpm} must be a finite number from 0 on")
+        rates.append(rate / 60.0)
+        if times_s[-1] - times_s[0] > LONGEST_TRACE_DAYS * 86400:
+            raise TraceError(f"{where}: time_utc {stamp} is more than {LONGEST_TRACE_DAYS} days after the first point")
     if len(times_s) < 2:
         raise TraceError(f"{source}: a load curve needs at least two points, found {len(times_s)}")
-    return _along_curve(np.array(times_s) - times_s[0], np.array(rates) * scale, lengths, seed)
+    return _along_curve(np.array(times_s) - times_s[0], np.array(rates) * scale, lengths, seed, source)
 
 
 def _along_curve(
-    times_s: NDArray[np.float64], rates: NDArray[np.float64], lengths: LengthPercentiles, seed: int
+    times_s: NDArray[np.float64], rates: NDArray[np.float64], lengths: LengthPercentiles, seed: int, source: str
 ) -> Trace:
     random = np.random.default_rng(seed)
     expected = np.concatenate(([0.0], np.cumsum((rates[1:] + rates[:-1]) / 2 * np.diff(times_s))))
+    if not expected[-1] <= MOST_REQUESTS:
+        raise TraceError(
+            f"{source}: a load curve of {expected[-1]:.3g} requests; at most {MOST_REQUESTS:,} fit: lower --scale"
+        )
     count = int(random.poisson(expected[-1]))
     if count == 0:
-        raise TraceError(f"a load curve of {expected[-1]:.2f} requests brought none; raise --scale")
+        raise TraceError(f"{source}: a load curve of {expected[-1]:.2f} requests brought none; raise --scale")
     # Given their number, Poisson arrivals are independent draws from the curve; sorted uniforms, then its inverse.
     marks = random.random(count)
     marks.sort()
@@ -248,7 +318,12 @@ class _StampReader:
 
     def ticks(self, text: str, where: str, field: str = "TIMESTAMP") -> int:
         # Almost every line shares its minute with the one above; the seconds are then all there is to read.
-        if text[:17] == self._minute and text[17:19].isdigit() and (text[19:] == "" or text[19] == "."):
+        if (
+            text[:17] == self._minute
+            and text.isascii()
+            and text[17:19].isdigit()
+            and (text[19:] == "" or text[19] == ".")
+        ):
             decimals = text[20:]
             if len(text) == 19 or (decimals.isdigit() and decimals.isascii()):
                 seconds = int(text[17:19])
@@ -258,6 +333,8 @@ class _StampReader:
 
     def _slow(self, text: str, where: str, field: str) -> int:
         stamp = text.strip()
+        if not stamp.isascii():
+            raise TraceError(f"{where}: {field} {text!r} is not a time; digits are 0-9")
         whole, dot, rest = stamp.partition(".")
         digits = len(rest) - len(rest.lstrip("0123456789"))
         try:
@@ -274,37 +351,12 @@ class _StampReader:
         return ticks + (int(rest[: min(7, digits)].ljust(7, "0")) if dot and digits else 0)
 
 
-def _csv_rows(lines: Iterable[str], columns: Sequence[str], source: str) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """(line, the named columns of it); blank lines are passed over, a short one is refused."""
-    rows = csv.reader(_without_bom(lines))
-    header = [name.strip() for name in next(rows, [])]
-    if not any(header):
-        raise TraceError(f"{source}: the file is empty; expected a header line {','.join(columns)}")
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise TraceError(f"{source}:1: column {missing[0]} is missing; found {','.join(header)}")
-    chosen, width = itemgetter(*(header.index(name) for name in columns)), len(header)
-    for line, row in enumerate(rows, start=2):
-        if row and len(row) < width:
-            raise TraceError(f"{source}:{line}: {len(row)} fields where the header has {width}")
-        if row:
-            yield line, chosen(row)
-
-
-def _without_bom(lines: Iterable[str]) -> Iterable[str]:
-    for number, line in enumerate(lines):
-        yield line.removeprefix("\ufeff") if number == 0 else line
-
-
 def _tokens(value: object, column: str, where: str) -> int:
-    try:
-        count = int(value) if isinstance(value, str) else value
-    except ValueError:
-        count = None
+    count = whole_number(value) if isinstance(value, str) else value
     if isinstance(count, bool) or not isinstance(count, int):
-        raise TraceError(f"{where}: {column} {value!r} is not an integer")
+        raise TraceError(f"{where}: {column} {value!r:.60} is not an integer")
     if not 1 <= count <= MOST_TOKENS:
-        raise TraceError(f"{where}: {column} {count} must be at least 1 and at most {MOST_TOKENS}")
+        raise TraceError(f"{where}: {column} {str(count)[:30]} must be at least 1 and at most {MOST_TOKENS}")
     return count
 
 

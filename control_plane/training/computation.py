@@ -11,7 +11,7 @@ from control_plane.training.profile import (
     Choice,
     ComputationKey,
     Profile,
-    ProfileError,
+    StageProfileError,
     profile_of,
     read_profile,
 )
@@ -21,7 +21,7 @@ __all__ = [
     "Computation",
     "ComputationKey",
     "Profile",
-    "ProfileError",
+    "StageProfileError",
     "computation_of",
     "constant",
     "profile_of",

@@ -3,19 +3,25 @@
 Reading is text in, values out; every refusal names the row and the column.
 """
 
-import csv
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from types import MappingProxyType
 
+from control_plane.text_edges import csv_header, csv_rows
+from control_plane.text_edges import number as text_number
+
 INSTRUCTIONS = ("forward", "backward", "recompute", "backward_input", "backward_weight")
 COLUMNS = ("stage", "instruction", "frequency", "time", "energy")
 POWER_LIMIT_COLUMN = "power_limit"
+MOST_LEVEL = 100_000
+"""No pipeline has as many stages, no GPU as many MHz or watts: a number above it has another unit."""
+MOST_MEASURE = 1e9
+"""Seconds or joules of one computation."""
 
 
-class ProfileError(ValueError):
+class StageProfileError(ValueError):
     """A profile that cannot be trusted; the message names the row and the column."""
 
 
@@ -53,9 +59,9 @@ class Profile:
         """The profile of a whole stage of `gpus_per_stage` equal GPUs: tensor parallelism by replication."""
         for name, factor in (("time scale", time_scale), ("energy scale", energy_scale)):
             if not (math.isfinite(factor) and factor > 0):
-                raise ProfileError(f"{name} must be positive and finite, got {factor}")
+                raise StageProfileError(f"{name} must be positive and finite, got {factor}")
         if gpus_per_stage < 1:
-            raise ProfileError(f"gpus per stage must be at least 1, got {gpus_per_stage}")
+            raise StageProfileError(f"gpus per stage must be at least 1, got {gpus_per_stage}")
         energy_factor = energy_scale * gpus_per_stage
         return Profile(
             MappingProxyType(
@@ -72,7 +78,7 @@ class Profile:
     def slowed(self, stage_ratios: tuple[float, ...]) -> "Profile":
         """Stages that take so many times as long, at the same power."""
         if len(stage_ratios) != self.stages or not all(math.isfinite(r) and r > 0 for r in stage_ratios):
-            raise ProfileError(f"expected {self.stages} positive ratios, one per stage, got {stage_ratios}")
+            raise StageProfileError(f"expected {self.stages} positive ratios, one per stage, got {stage_ratios}")
         return Profile(
             MappingProxyType(
                 {
@@ -88,7 +94,7 @@ class Profile:
     def resampled(self, stages: int) -> "Profile":
         """Another pipeline depth: stage i takes the profile's stage round(i·(s−1)/(S−1))."""
         if stages < 1:
-            raise ProfileError(f"stages must be at least 1, got {stages}")
+            raise StageProfileError(f"stages must be at least 1, got {stages}")
         last = self.stages - 1
         source = [round(i * last / (stages - 1)) if stages > 1 else 0 for i in range(stages)]
         return Profile(
@@ -108,7 +114,7 @@ def profile_of(choices: Mapping[ComputationKey, Iterable[Choice]]) -> Profile:
     for (stage, instruction), measured in choices.items():
         listed = tuple(measured)
         if not listed:
-            raise ProfileError(f"stage {stage} {instruction} has no choice")
+            raise StageProfileError(f"stage {stage} {instruction} has no choice")
         for choice in listed:
             _check_choice(choice, f"stage {stage} {instruction}")
         merged[(stage, instruction)] = _merge_repeats(listed)
@@ -121,33 +127,26 @@ def read_profile(text: str) -> Profile:
 
     A `power_limit` column [W] may stand in place of `frequency`. Of repeated rows the median counts.
     """
-    rows = csv.reader(text.lstrip("\ufeff").splitlines())
-    header = [name.strip().lower() for name in next(rows, [])]
-    if not any(header):
-        raise ProfileError("row 1: the profile is empty, expected the header " + ",".join(COLUMNS))
+    lines = text.lstrip("\ufeff").splitlines(keepends=True)
+    header = [name.lower() for name in csv_header(lines[:1], "row 1", StageProfileError)]
     setting = POWER_LIMIT_COLUMN if POWER_LIMIT_COLUMN in header and "frequency" not in header else "frequency"
     wanted = tuple(setting if name == "frequency" else name for name in COLUMNS)
-    for name in wanted:
-        if header.count(name) != 1:
-            found = "is missing" if name not in header else "appears twice"
-            raise ProfileError(f"row 1: column {name!r} {found}; the header is {','.join(header)}")
-    place = {name: header.index(name) for name in wanted}
+    if lines:
+        lines[0] = ",".join(header) + "\n" if header else ""
     measured: dict[ComputationKey, list[Choice]] = {}
-    for number, row in enumerate(rows, start=2):
-        if not any(field.strip() for field in row):
+    for number, cells in csv_rows(lines, wanted, "row 1", StageProfileError, "row {line}"):
+        if not any(cell.strip() for cell in cells):
             continue
-        if len(row) != len(header):
-            raise ProfileError(f"row {number}: {len(row)} fields, the header has {len(header)}")
-        fields = {name: row[index].strip() for name, index in place.items()}
+        fields = {name: cell.strip() for name, cell in zip(wanted, cells, strict=True)}
         key = (_whole(fields["stage"], number, "stage"), fields["instruction"].lower())
         if key[1] not in INSTRUCTIONS:
-            raise ProfileError(
+            raise StageProfileError(
                 f"row {number}, column instruction: unknown instruction {key[1]!r}, "
                 f"expected one of {', '.join(INSTRUCTIONS)}"
             )
         level = _whole(fields[setting], number, setting)
         if level < 1:
-            raise ProfileError(f"row {number}, column {setting}: must be positive, got {level}")
+            raise StageProfileError(f"row {number}, column {setting}: must be positive, got {level}")
         choice = Choice(
             freq_mhz=level if setting == "frequency" else 0,
             time_s=_measure(fields["time"], number, "time"),
@@ -155,41 +154,45 @@ def read_profile(text: str) -> Profile:
             power_limit_w=0 if setting == "frequency" else level,
         )
         if choice.time_s == 0:
-            raise ProfileError(f"row {number}, column time: must be positive, got 0")
+            raise StageProfileError(f"row {number}, column time: must be positive, got 0")
         measured.setdefault(key, []).append(choice)
     if not measured:
-        raise ProfileError("row 2: the profile has a header and no rows")
+        raise StageProfileError("row 2: the profile has a header and no rows")
     merged = {key: _merge_repeats(tuple(choices)) for key, choices in measured.items()}
     _check_coverage(merged)
     return Profile(MappingProxyType(merged))
 
 
 def _whole(field: str, row: int, column: str) -> int:
-    try:
-        number = float(field)
-    except ValueError:
-        raise ProfileError(f"row {row}, column {column}: not a number: {field!r}") from None
-    if not math.isfinite(number) or number != int(number) or number < 0:
-        raise ProfileError(f"row {row}, column {column}: expected a whole number from 0 up, got {field!r}")
+    number = _finite(field, row, column)
+    if number != int(number) or not 0 <= number <= MOST_LEVEL:
+        raise StageProfileError(
+            f"row {row}, column {column}: expected a whole number from 0 up to {MOST_LEVEL}, got {field!r}"
+        )
     return int(number)
 
 
 def _measure(field: str, row: int, column: str) -> float:
-    try:
-        number = float(field)
-    except ValueError:
-        raise ProfileError(f"row {row}, column {column}: not a number: {field!r}") from None
-    if not math.isfinite(number):
-        raise ProfileError(f"row {row}, column {column}: must be finite, got {field!r}")
+    number = _finite(field, row, column)
     if number < 0:
-        raise ProfileError(f"row {row}, column {column}: must not be negative, got {field!r}")
+        raise StageProfileError(f"row {row}, column {column}: must not be negative, got {field!r}")
+    if number > MOST_MEASURE:
+        raise StageProfileError(f"row {row}, column {column}: must be at most {MOST_MEASURE:g}, got {field!r}")
+    return number
+
+
+def _finite(field: str, row: int, column: str) -> float:
+    number = text_number(field)
+    if number is None:
+        fault = "must be finite, got" if field.lower().strip(" +-") in ("nan", "inf", "infinity") else "not a number:"
+        raise StageProfileError(f"row {row}, column {column}: {fault} {field!r}")
     return number
 
 
 def _check_choice(choice: Choice, where: str) -> None:
     for name, number in (("time_s", choice.time_s), ("energy_j", choice.energy_j)):
         if not math.isfinite(number) or number < 0:
-            raise ProfileError(f"{where}: {name} must be finite and not negative, got {number}")
+            raise StageProfileError(f"{where}: {name} must be finite and not negative, got {number}")
 
 
 def _merge_repeats(choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
@@ -212,7 +215,9 @@ def _check_coverage(choices: Mapping[ComputationKey, tuple[Choice, ...]]) -> Non
     instructions = {instruction for _, instruction in choices}
     for stage in range(max(stages) + 1):
         if stage not in stages:
-            raise ProfileError(f"column stage: stage {stage} is missing, the highest is {max(stages)}")
+            raise StageProfileError(f"column stage: stage {stage} is missing, the highest is {max(stages)}")
         for instruction in sorted(instructions):
             if (stage, instruction) not in choices:
-                raise ProfileError(f"column instruction: stage {stage} has no {instruction!r}, other stages have it")
+                raise StageProfileError(
+                    f"column instruction: stage {stage} has no {instruction!r}, other stages have it"
+                )

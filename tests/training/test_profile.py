@@ -4,7 +4,7 @@ import pytest
 from training.profiles_for_tests import measured_csv
 
 from control_plane.training.computation import Choice, computation_of, constant, profile_of, read_profile
-from control_plane.training.profile import ProfileError
+from control_plane.training.profile import StageProfileError
 
 HEADER = "stage,instruction,frequency,time,energy\n"
 GOOD = HEADER + "0,forward,1400,1.0,300\n0,forward,1200,1.2,280\n0,backward,1400,2.0,600\n"
@@ -14,7 +14,7 @@ GOOD = HEADER + "0,forward,1400,1.0,300\n0,forward,1200,1.2,280\n0,backward,1400
     ("text", "said"),
     [
         ("", "row 1"),
-        ("stage,instruction,frequency,time\n0,forward,1400,1", "row 1: column 'energy' is missing"),
+        ("stage,instruction,frequency,time\n0,forward,1400,1", "row 1: column energy is missing"),
         (HEADER, "row 2"),
         (GOOD + "0,backward,1200,nan,500\n", "row 5, column time: must be finite, got 'nan'"),
         (GOOD + "0,backward,1200,2.4,inf\n", "row 5, column energy: must be finite"),
@@ -24,13 +24,13 @@ GOOD = HEADER + "0,forward,1400,1.0,300\n0,forward,1200,1.2,280\n0,backward,1400
         (GOOD + "0,sideways,1200,2.4,1\n", "row 5, column instruction: unknown instruction 'sideways'"),
         (GOOD + "0.5,backward,1200,2.4,1\n", "row 5, column stage: expected a whole number"),
         (GOOD + "0,backward,fast,2.4,1\n", "row 5, column frequency: not a number: 'fast'"),
-        (GOOD + "0,backward,1200,2.4\n", "row 5: 4 fields, the header has 5"),
+        (GOOD + "0,backward,1200,2.4\n", "row 5: 4 fields where the header has 5"),
         (GOOD + "2,forward,1400,1,1\n2,backward,1400,1,1\n", "stage 1 is missing"),
         (GOOD + "1,forward,1400,1,1\n", "stage 1 has no 'backward'"),
     ],
 )
 def test_bad_profile_is_refused_with_row_and_column(text: str, said: str) -> None:
-    with pytest.raises(ProfileError) as refusal:
+    with pytest.raises(StageProfileError) as refusal:
         read_profile(text)
     assert said in str(refusal.value)
 

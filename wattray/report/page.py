@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 import plotly.graph_objects as go
 
@@ -39,8 +38,8 @@ class Section:
     html: str = ""
 
 
-def write_page(path: Path, title: str, note: str, cards: Sequence[Card], sections: Sequence[Section]) -> None:
-    """Write the page whole or not at all."""
+def page_of(title: str, note: str, cards: Sequence[Card], sections: Sequence[Section]) -> str:
+    """The page's HTML."""
     board = "".join(f"<div class=card><b>{escape(c.value)}</b><span>{escape(c.label)}</span></div>" for c in cards)
     body = [f"<h1>{escape(title)}</h1><p class=note>{escape(note)}</p><div class=score>{board}</div>"]
     script: bool = True
@@ -54,8 +53,4 @@ def write_page(path: Path, title: str, note: str, cards: Sequence[Card], section
             script = False
         body.append(f"</div>{section.html}")
     head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}</title>"
-    page = f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.write_text(page)
-    draft.replace(path)
+    return f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>"

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from html import escape
-from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,13 +12,13 @@ from control_plane.simulation.comparison import Answer, Question
 from control_plane.simulation.outcome import Sample
 from control_plane.simulation.policies import SINGLE_POOL
 from control_plane.simulation.scoring import curve_edges_s
-from wattray.report.page import Card, Section, write_page
+from wattray.report.page import Card, Section, page_of
 
 Floats = NDArray[np.float64]
 
 
-def write_report(path: Path, answer: Answer, question: Question) -> None:
-    """One page, readable without a network."""
+def report_page(answer: Answer, question: Question) -> str:
+    """One HTML page, readable without a network."""
     trace = question.trace
     edges = curve_edges_s(trace)
     hours = (edges[1:] + edges[:-1]) / 7200
@@ -47,7 +46,7 @@ def write_report(path: Path, answer: Answer, question: Question) -> None:
     by_class = Section("By request type", "Times in ms, energy in joules.", html=_class_table(answer))
     title = f"{len(trace):,} requests in {trace.duration_s / 3600:.2f} h on {question.profile.name}"
     note = f"GPUs that nobody holds: {question.idle.value}."
-    write_page(path, f"Simulation: {title}", note, cards, [over_time, side_by_side, by_class])
+    return page_of(f"Simulation: {title}", note, cards, [over_time, side_by_side, by_class])
 
 
 def _load_figure(hours: Floats, edges: Floats, question: Question) -> go.Figure:
@@ -88,8 +87,8 @@ def _energy_figure(answer: Answer) -> go.Figure:
 
 
 def _class_table(answer: Answer) -> str:
-    head = ("policy", "type", "requests", "SLO held", "TTFT p50", "TTFT p99", "queue p99", "TBT p99")
-    head += ("J / request", "J / token")
+    times_head = ("TTFT p50", "TTFT p99", "queue p99", "TBT p99")
+    head = ("policy", "type", "requests", "SLO held", *times_head, "J / request", "J / token")
     rows = []
     for name, score in answer.scores.items():
         for kind, line in score.by_class.items():

@@ -1,0 +1,58 @@
+"""The settings file of a command: YAML, read and checked in one place."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wattray.errors import WattrayError
+
+if TYPE_CHECKING:
+    from control_plane.settings import Settings
+
+MOST_BYTES = 1024 * 1024
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
+    """The settings in the file; a section that is there but empty means its defaults. Raises WattrayError, in one line
+    with the file and, where it is known, the line of the fault."""
+    if path is None:
+        return {}
+    from control_plane.text_edges import decoded, parse_yaml
+
+    source = f"--config {path}"
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise WattrayError(f"{source}: {error.strerror}") from None
+    if len(content) > MOST_BYTES:
+        raise WattrayError(f"{source}: more than {MOST_BYTES:,} bytes; this is no settings file")
+    values, _ = parse_yaml(decoded(content, source, _ConfigError), source, _ConfigError)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise WattrayError(f"{source}: expected a mapping of settings, got {type(values).__name__}")
+    named = [name for name in values if not isinstance(name, str)]
+    if named:
+        raise WattrayError(f"{source}: {named[0]!r} is no name of a setting")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def read_settings(path: Path | None, port: int | None) -> "Settings":
+    """All settings, the file's and the command line's. Raises WattrayError and SettingsError."""
+    from control_plane.settings import parse_settings
+
+    return parse_settings(with_port(read_config(path), port), str(path or "settings"))
+
+
+def with_port(values: dict[str, Any], port: int | None) -> dict[str, Any]:
+    """The settings with the router's port from the command line."""
+    if port is None:
+        return values
+    serve = values.get("serve", {})
+    if not isinstance(serve, dict):
+        raise WattrayError(f"serve: expected a mapping of settings, got {serve!r:.60}")
+    return {**values, "serve": {**serve, "port": port}}
+
+
+class _ConfigError(WattrayError, ValueError):
+    """A fault of the file, as the readers raise it."""
