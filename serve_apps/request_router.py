@@ -4,7 +4,7 @@
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 
-class ChosenReplicaRouter(RequestRouter):  # type: ignore[misc]
+class ChosenReplicaRouter(RequestRouter):
     """Sends a call to the replica named by its ``replica_id`` argument; any other where that one is gone.
 
     Serve pickles this class by value, so its module's globals are copies: what it shares with the rest of the
