@@ -211,7 +211,7 @@ def play(
                 return SEATS_FULL | tally.logged << STATUS_BITS
             key = transfers.flying[0, 2]
             source = transfers.flying[0, 3]
-            target = transfers.flying[0, 4]
+            target: int = transfers.flying[0, 4]
             number = transfers.flying[0, 5]
             land(transfers, tally)
             if rows[source].number != outcomes.replica[key] or rows[target].number != number or rows[target].draining:
@@ -294,7 +294,9 @@ def land(transfers: Transfers, tally: Tally) -> None:
 
 @compiled
 def before(flying: Integers, i: int, at_ps: int, order: int) -> bool:
-    return flying[i, 0] < at_ps or (flying[i, 0] == at_ps and flying[i, 1] < order)
+    sent_first: bool = flying[i, 1] < order
+    moment: int = flying[i, 0]
+    return moment < at_ps or (moment == at_ps and sent_first)
 
 
 @compiled
