@@ -133,8 +133,6 @@ class Tally(Protocol):
     drained: int
     """A draining row that has nothing left to do, until that is said; else ``NONE``."""
     drained_ps: int
-    flying: int
-    """KV caches on their way."""
     sent: int
     """KV caches sent so far."""
 

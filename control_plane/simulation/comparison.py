@@ -183,6 +183,7 @@ class _Runner:
             idle_gpus=idle_gpus,
             times=self._times,
             tables=self.tables,
+            slo=self.question.slo,
             policy_clock_s=self._clock_s,
         )
         outcome = cluster.run(trace, end_s, watched)

@@ -36,6 +36,7 @@ from control_plane.simulation.loop_kernel import (
     CHOSEN,
     DONE,
     DRAINED,
+    FLYING,
     HANDED,
     LOG_BITS,
     LOG_FULL,
@@ -214,7 +215,7 @@ class Compiled:
     def send_kv(self, position: int, source: int, target: int, arrives_ps: int) -> None:
         post, row_of = self._post.data, self._row_of
         count = post[SENT]
-        if count + int(self._tally["flying"][0]) >= len(self._transfers.flying):
+        if count + post[FLYING] >= len(self._transfers.flying):
             self._add_transfers()
         sent, at = self._sent, 6 * count
         sent[at], sent[at + 2], sent[at + 3] = arrives_ps, position, row_of[source]

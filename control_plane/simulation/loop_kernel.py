@@ -33,11 +33,11 @@ DONE, ARRIVAL, LOG_FULL, SEATS_FULL, DRAINED, HANDED, UNDELIVERED, LOOK = range(
 """Why ``play`` returned; its answer's upper bits count log entries and, above them, name the row it is about."""
 STATUS_BITS, LOG_BITS = 3, 29
 
-UNTIL, THROUGH, CHOSEN, SENT, MOMENT, ABOUT, TARGET = range(7)
+UNTIL, THROUGH, CHOSEN, SENT, FLYING, MOMENT, ABOUT, TARGET = range(8)
 """Places in ``post``, the numbers that Python and ``play`` exchange. To ``play``: until when, whether KV caches that
 arrive at that very moment are taken too, the row of the arrival that it asked about (or ``NONE``), and how many KV
-caches were sent. Back: the moment of what it returned for, how many requests are handed over or which request could not
-be delivered, and the number of the replica that it was meant for."""
+caches were sent. Both ways: how many are on their way. Back: the moment of what it returned for, how many requests are
+handed over or which request could not be delivered, and the number of the replica that it was meant for."""
 
 
 class Transfers(NamedTuple):
@@ -172,7 +172,7 @@ def play(
     crowd = len(scratch.done)
     tally.logged = 0
     for i in range(post[SENT]):
-        take_off(transfers, tally, i)
+        take_off(transfers, post, tally, i)
     post[SENT] = 0
     chosen: int = post[CHOSEN]
     if chosen != NONE:
@@ -191,7 +191,7 @@ def play(
             return DRAINED | tally.logged << STATUS_BITS | drained << STATUS_BITS + LOG_BITS
         position = tally.arrived
         at_ps = demand.arrival_ps[position] if position < count else NEVER
-        due_ps = transfers.flying[0, 0] if tally.flying else NEVER
+        due_ps = transfers.flying[0, 0] if post[FLYING] else NEVER
         first: int = tree[1]
         wake_ps = rows[first].wake_ps if first != NONE else NEVER
         if wake_ps <= at_ps and wake_ps <= due_ps and wake_ps <= until_ps and wake_ps != NEVER:
@@ -211,9 +211,9 @@ def play(
                 return SEATS_FULL | tally.logged << STATUS_BITS
             key = transfers.flying[0, 2]
             source = transfers.flying[0, 3]
-            target = transfers.flying[0, 4]
+            target: int = transfers.flying[0, 4]
             number = transfers.flying[0, 5]
-            land(transfers, tally)
+            land(transfers, post)
             if rows[source].number != outcomes.replica[key] or rows[target].number != number or rows[target].draining:
                 post[MOMENT] = due_ps
                 post[ABOUT] = key
@@ -253,13 +253,13 @@ def note_drained(row: ReplicaRow, r: int, now_ps: int, tally: Tally) -> None:
 
 
 @compiled
-def take_off(transfers: Transfers, tally: Tally, i: int) -> None:
+def take_off(transfers: Transfers, post: Integers, tally: Tally, i: int) -> None:
     """Add the i-th KV cache that was sent to the heap of those on their way."""
     flying = transfers.flying
     arrives_ps: int = transfers.sent[i, 0]
     tally.sent += 1
-    child = tally.flying
-    tally.flying += 1
+    child: int = post[FLYING]
+    post[FLYING] += 1
     while child > 0:
         parent = (child - 1) >> 1
         if flying[parent, 0] <= arrives_ps:
@@ -271,11 +271,11 @@ def take_off(transfers: Transfers, tally: Tally, i: int) -> None:
 
 
 @compiled
-def land(transfers: Transfers, tally: Tally) -> None:
+def land(transfers: Transfers, post: Integers) -> None:
     """Take the first KV cache off the heap."""
     flying = transfers.flying
-    tally.flying -= 1
-    count = tally.flying
+    post[FLYING] -= 1
+    count: int = post[FLYING]
     at_ps = flying[count, 0]
     order = flying[count, 1]
     parent = 0
@@ -294,7 +294,9 @@ def land(transfers: Transfers, tally: Tally) -> None:
 
 @compiled
 def before(flying: Integers, i: int, at_ps: int, order: int) -> bool:
-    return bool(flying[i, 0] < at_ps or (flying[i, 0] == at_ps and flying[i, 1] < order))
+    sent_first: bool = flying[i, 1] < order
+    moment: int = flying[i, 0]
+    return moment < at_ps or (moment == at_ps and sent_first)
 
 
 @compiled

@@ -18,7 +18,7 @@ from control_plane.simulation.cluster.billing import Billing
 from control_plane.simulation.cluster.event_queue import Event, EventQueue
 from control_plane.simulation.cluster.governors import TICK_PS, Governors
 from control_plane.simulation.cluster.gpu_slots import GpuSlots
-from control_plane.simulation.cluster.kv_transfers import KvTransfers
+from control_plane.simulation.cluster.kv_transfers import KvTransfers, TooLarge
 from control_plane.simulation.cluster.replicas import Replicas, candidate_of
 from control_plane.simulation.cluster.sampling import Sampling
 from control_plane.simulation.cluster.scaling import Scaling
@@ -39,9 +39,9 @@ Engine = Literal["compiled", "stepped"]
 
 _STUCK_S = 7200.0
 
-COMPILED_FROM_TOKENS = 150_000
-"""Output tokens of a trace from which the compiled event loop is worth its start: it takes half a second to load, in
-which the replica model steps through about as many, and ten to compile where it never ran."""
+COMPILED_FROM_TOKENS = 20_000
+"""Output tokens of a trace from which the compiled event loop is worth its start: it takes half a second to load where
+it was compiled before and ten seconds to compile; stepping through so many tokens takes less on any fleet."""
 
 
 class SimulatedCluster:
@@ -195,8 +195,11 @@ class SimulatedCluster:
         self._asked.note(entries)
 
     def hand_over(self, number: int, now_ps: int, positions: Sequence[int]) -> None:
+        send = self._kv.send
         for position in positions:
-            self._send_kv(position, now_ps)
+            refused = send(position, now_ps)
+            if refused is not None:
+                self._refused(refused, position, now_ps)
 
     def undelivered(self, position: int, target: int, now_ps: int) -> None:
         self._asked.dropped(position, self._replicas.names[target][1])
@@ -245,8 +248,11 @@ class SimulatedCluster:
 
     def _send_kv(self, position: int, now_ps: int) -> None:
         refused = self._kv.send(position, now_ps)
-        if refused is None:
-            return
+        if refused is not None:
+            self._refused(refused, position, now_ps)
+
+    def _refused(self, refused: TooLarge, position: int, now_ps: int) -> None:
+        """It fits no decode replica: its KV cache is thrown away."""
         self._asked.dropped(position, refused.target.replica_id)
         self._lose(position, now_ps)
         source = self._kv.source(position)
