@@ -22,6 +22,7 @@ from actors.solver_messages import (
     Question,
     ScheduleQuestion,
     SolvingError,
+    UnreadableMessageError,
     receive,
     send,
 )
@@ -189,8 +190,12 @@ async def serve(link: socket.socket) -> None:
             log.critical("the solver ends", exc_info=error)
             os._exit(1)
 
-    while (asked := await receive(reader, Asked)) is not None:
-        task = asyncio.get_running_loop().create_task(reply(asked))
-        answering.add(task)
-        task.add_done_callback(answered)
+    try:
+        while (asked := await receive(reader, Asked)) is not None:
+            task = asyncio.get_running_loop().create_task(reply(asked))
+            answering.add(task)
+            task.add_done_callback(answered)
+    except UnreadableMessageError as error:
+        log.critical("the solver ends, a question cannot be read: %s", error)
+        os._exit(1)
     os._exit(0)  # Threads may be deep in a solver: nobody waits for them any more.

@@ -174,3 +174,58 @@ def test_neither_ray_nor_torch_is_in_the_solver_and_no_solver_in_the_planner() -
         code = f"import sys, {module}; print(*sys.modules)"
         loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert absent.isdisjoint(loaded.stdout.split()), module
+
+
+GARBLER = """
+import json, os, socket, sys
+link = socket.socket(fileno=0)
+def exactly(count):
+    got = b""
+    while len(got) < count:
+        got += link.recv(count - len(got)) or sys.exit(0)
+    return got
+def tell(body):
+    link.sendall(len(body).to_bytes(4, "big") + body)
+os.write(os.open(sys.argv[1], os.O_CREAT | os.O_APPEND | os.O_WRONLY), b"started ")
+while True:
+    asked = json.loads(exactly(int.from_bytes(exactly(4), "big")))
+    kind, number = asked["question"]["kind"], asked["number"]
+    if asked["question"]["job"]["name"] == "bad":
+        tell(sys.argv[2].replace("NUMBER", str(number)).encode())
+    elif kind == "prepare":
+        tell(json.dumps({"number": number}).encode())
+"""
+
+
+@pytest.mark.parametrize(
+    ("garbage", "told"),
+    [
+        ('{"number": NUMBER, "schedule": {"job": null}}', "job bad: the solver's answer cannot be read"),
+        ("nonsense", "job bad: the solver died 3 times over it"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_fails_its_question_and_no_other(tmp_path: Path, garbage: str, told: str) -> None:
+    def asked(name: str) -> PrepareQuestion:
+        job = JobRecord.of(name, JobSpec(profile_of(SMALL.choices), one_f_one_b(2, 6), 130.0))
+        return PrepareQuestion(job=job, now=Circumstances())
+
+    async def whole() -> None:
+        starts = tmp_path / "starts"
+        solver = SolverProcess((sys.executable, "-c", GARBLER, str(starts), garbage))
+        with pytest.raises(SolvingError, match=told):
+            await asyncio.wait_for(solver.answer(asked("bad")), 20)
+        assert await asyncio.wait_for(solver.answer(asked("good")), 20) is None
+        assert starts.read_text().split() == ["started"] * (2 if "NUMBER" in garbage else 4)
+        await solver.close()
+
+    asyncio.run(whole())
+
+
+def test_a_solver_that_cannot_be_started_is_an_error_on_the_job() -> None:
+    async def whole() -> None:
+        job = JobRecord.of("small", JobSpec(profile_of(SMALL.choices), one_f_one_b(2, 6), 130.0))
+        solver = SolverProcess(("/nowhere/solver",))
+        with pytest.raises(SolvingError, match=r"job small: no solver can be started: .*/nowhere/solver"):
+            await solver.answer(PrepareQuestion(job=job, now=Circumstances()))
+
+    asyncio.run(whole())
