@@ -9,8 +9,8 @@ import pytest
 from tests_support import pipeline_choices
 from training.profiles_for_tests import synthetic_profile
 
-from actors.frontier_solver import FrontierSolver
 from actors import perseus_planner
+from actors.frontier_solver import FrontierSolver
 from actors.perseus_planner import PerseusPlanner, UnknownJobError
 from actors.solver_messages import PrepareQuestion
 from actors.training_messages import OWN_PIPELINE, ClockSchedule, JobRegistration
