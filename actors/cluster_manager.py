@@ -2,94 +2,147 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import TypeVar
 
-from actors import metrics
-from actors.messages import ControlPlaneStatus, Decision, Forecast, GpuReading, PoolStatus
+from actors.decision_log import DecisionLog
+from actors.messages import ControlPlaneStatus, Decision, GpuReading, PoolStatus
+from actors.peers import PeerAwayError
 from control_plane.actions import SetGpuBudget
-from control_plane.domain import ClusterSnapshot, Load, PoolName
-from control_plane.serving.controller import ClusterController
+from control_plane.domain import PoolName
+from control_plane.serving.hosting import ClusterHost
+from control_plane.serving.load_forecast import Forecast
 from control_plane.settings import Settings
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPorts:
+    """What the manager needs of other actors; every call may raise
+    PeerAwayError.
+
+    ``serving_gpus`` says how many GPUs are there for serving now, and sees to it that every node has its agent;
+    ``gpu_readings`` also names the agents that did not answer.
+    """
+
+    forecast: Callable[[], Awaitable[Forecast]]
+    set_budget: Callable[[PoolName, int], Awaitable[None]]
+    pool_status: Callable[[PoolName], Awaitable[PoolStatus]]
+    pool_decisions: Callable[[PoolName, int], Awaitable[tuple[Decision, ...]]]
+    gpu_readings: Callable[[], Awaitable[tuple[tuple[GpuReading, ...], tuple[str, ...]]]]
+    serving_gpus: Callable[[], Awaitable[int]]
+
 
 class ClusterManager:
-    """Every tick it repeats the budgets to the pool managers, so that one which restarted has its own again."""
+    """Every tick it repeats the budgets to the pool managers, so that one which restarted has its own again; one that
+    restarts itself asks them for theirs first."""
 
     def __init__(
         self,
         settings: Settings,
-        controller: ClusterController,
-        budgets: Mapping[PoolName, int],
-        forecast: Callable[[], Awaitable[Forecast]],
-        set_budget: Callable[[PoolName, int], Awaitable[None]],
-        pool_status: Callable[[PoolName], Awaitable[PoolStatus]],
-        pool_decisions: Callable[[PoolName, int], Awaitable[tuple[Decision, ...]]],
-        gpu_readings: Callable[[], Awaitable[tuple[GpuReading, ...]]],
+        new_host: Callable[[Mapping[PoolName, int]], ClusterHost],
+        pools: tuple[PoolName, ...],
+        ports: ClusterPorts,
         monotonic_s: Callable[[], float],
         epoch_s: Callable[[], float],
     ) -> None:
+        """``new_host`` builds the policy's host from the budgets that are in force."""
         self.tick_s = settings.cadence.frequency_s
-        self._settings, self._controller = settings, controller
-        self._budgets = dict(budgets)
-        self._forecast, self._set_budget = forecast, set_budget
-        self._pool_status, self._pool_decisions, self._gpu_readings = pool_status, pool_decisions, gpu_readings
-        self._monotonic_s, self._epoch_s = monotonic_s, epoch_s
-        self._next_plan_s = monotonic_s() + settings.cadence.cluster_s
-        self._decisions: deque[Decision] = deque(maxlen=1000)
+        self._settings, self._new_host, self._pools, self._ports = settings, new_host, pools, ports
+        self._monotonic_s = monotonic_s
+        self._log = DecisionLog("cluster_manager", "cluster", epoch_s)
+        self._host: ClusterHost | None = None
+        self._gpus = settings.serving_gpus
 
     def settings(self) -> Settings:
         return self._settings
 
     async def status(self) -> ControlPlaneStatus:
-        pools, gpus = await asyncio.gather(
-            asyncio.gather(*(self._pool_status(pool.pool) for pool in self._settings.pools)), self._gpu_readings()
-        )
+        """What answers; those that do not are named."""
+        pools, missing = await self._of_every_pool(self._ports.pool_status)
         try:
-            installed = version("wattray")
-        except PackageNotFoundError:
-            installed = "not installed"
+            gpus, away = await self._ports.gpu_readings()
+        except PeerAwayError as error:
+            log.warning("no GPU readings: %r", error)
+            gpus, away = (), ("gpu agents",)
         return ControlPlaneStatus(
-            installed,
+            _installed_version(),
             self._settings.gpu.control,
-            tuple(pools),
+            tuple(pools.values()),
             gpus,
             sum(reading.energy_j for reading in gpus),
             sum(reading.power_w for reading in gpus),
+            (*missing, *away),
         )
 
     async def explain(self, last: int = 50) -> tuple[Decision, ...]:
-        """The last decisions of every manager, oldest first."""
-        pools = await asyncio.gather(*(self._pool_decisions(pool.pool, last) for pool in self._settings.pools))
-        merged = [decision for decisions in pools for decision in decisions] + list(self._decisions)
-        return tuple(sorted(merged, key=lambda decision: decision.at_s)[-last:])
+        """The last decisions of every manager that answers, oldest first."""
+
+        async def decisions(pool: PoolName) -> tuple[Decision, ...]:
+            return await self._ports.pool_decisions(pool, last)
+
+        pools, _ = await self._of_every_pool(decisions)
+        merged = [decision for noted in pools.values() for decision in noted] + list(self._log.last(last))
+        return tuple(sorted(merged, key=lambda decision: decision.at_s)[-last:]) if last > 0 else ()
 
     async def tick(self) -> None:
-        now_s = self._monotonic_s()
-        if now_s >= self._next_plan_s:
-            upper = (await self._forecast()).upper
-            forecast = {pool.pool: upper.only(pool.input_classes) for pool in self._settings.pools}
-            self._next_plan_s = self._plan(now_s, forecast)
+        if self._host is None:
+            self._host = self._new_host(await self._budgets_in_force())
+        await self._count_gpus()
+        if self._host.due(self._monotonic_s(), self._gpus):
+            await self._plan(self._host)
+        budgets = dict(self._host.budgets)
         answers = await asyncio.gather(
-            *(self._set_budget(pool, gpus) for pool, gpus in self._budgets.items()), return_exceptions=True
+            *(self._ports.set_budget(pool, gpus) for pool, gpus in budgets.items()), return_exceptions=True
         )
-        for pool, answer in zip(self._budgets, answers, strict=True):
+        for pool, answer in zip(budgets, answers, strict=True):
             if isinstance(answer, BaseException):
                 log.warning("pool manager %s does not take its budget: %r", pool, answer)
 
-    def _plan(self, now_s: float, forecast: Mapping[PoolName, Load]) -> float:
-        seen = ClusterSnapshot(now_s, self._settings.serving_gpus, forecast, self._budgets)
-        step = self._controller.step(seen)
-        for action in step.actions:
-            if isinstance(action, SetGpuBudget):
-                self._budgets[action.pool] = action.gpus
-                text = f"{action.pool}: {action.gpus} GPUs"
-                number = len(self._decisions) + 1
-                self._decisions.append(
-                    Decision(f"cluster-{number}", self._epoch_s(), "cluster_manager", text, action.why)
-                )
-                metrics.decision("cluster_manager")
-        return step.wake_at_s
+    async def _plan(self, host: ClusterHost) -> None:
+        """Plan with the forecast; without one the budgets stay, and the next tick asks again."""
+        try:
+            forecast = await self._ports.forecast()
+        except PeerAwayError as error:
+            log.warning("no forecast, the budgets stay: %r", error)
+            return
+        for action in host.step(self._monotonic_s(), self._gpus, forecast).actions:
+            if not isinstance(action, SetGpuBudget):
+                raise ValueError(f"the cluster's controller may only set budgets, not {action}")
+            self._log.note(f"{action.pool}: {action.gpus} GPUs", action.why)
+
+    async def _count_gpus(self) -> None:
+        try:
+            self._gpus = await self._ports.serving_gpus()
+        except PeerAwayError as error:
+            log.warning("the nodes could not be counted, still %d GPUs: %r", self._gpus, error)
+
+    async def _budgets_in_force(self) -> dict[PoolName, int]:
+        pools, _ = await self._of_every_pool(self._ports.pool_status)
+        return {pool: status.gpu_budget for pool, status in pools.items() if status.gpu_budget is not None}
+
+    async def _of_every_pool(
+        self, ask: Callable[[PoolName], Awaitable[T]]
+    ) -> tuple[dict[PoolName, T], tuple[str, ...]]:
+        answers = await asyncio.gather(*(ask(pool) for pool in self._pools), return_exceptions=True)
+        given: dict[PoolName, T] = {}
+        missing = []
+        for pool, answer in zip(self._pools, answers, strict=True):
+            if isinstance(answer, BaseException):
+                log.warning("the manager of pool %s does not answer: %r", pool, answer)
+                missing.append(f"pool_manager:{pool}")
+            else:
+                given[pool] = answer
+        return given, tuple(missing)
+
+
+def _installed_version() -> str:
+    try:
+        return version("wattray")
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,150 +1,181 @@
-"""The GPU frequency agent of one node: holds clocks under leases, reads power and energy.
+"""The GPU frequency agent of one node: carries out the lease book on the hardware, reads power and energy.
 
 A lowered clock is always somebody's, and only for as long as they renew: when the owner falls silent the clock is
-reset to full. On start every clock found lowered is reset, because whoever lowered it may be gone.
+reset to full. The agent believes the hardware, not its own record: what the hardware does not have in force is set
+again at every tick. On start every clock is brought to its default, because whoever lowered it may be gone.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from actors import metrics
-from actors.messages import GpuReading
-from control_plane.ports import Gpu
+from actors.messages import GpuReading, Held
+from control_plane.leases import DEFAULT, Hold, LeaseBook
+from control_plane.ports import Gpu, GpuError, GpuNode
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Lease:
-    """The agent holds the clock for its owner."""
-
-    owner: str
-    freq_mhz: int
-    expires_s: float
-
-
-@dataclass(slots=True)
-class _ScheduleLease:
-    """The owner moves the clock itself, as its schedule says; the agent only sees to its end."""
-
-    owner: str
-    expires_s: float
-
-
 class GpuAgent:
-    """One per node, pinned to it. ``control`` is "act" or "recommend" (clocks are computed and shown, never set)."""
+    """One per node, pinned to it. Where ``control`` is "recommend" clocks are computed and shown elsewhere; here none
+    is ever set."""
 
     tick_s = 1.0
 
     def __init__(
         self,
         node_id: str,
-        open_gpus: Callable[[], Sequence[Gpu]],
-        control: str,
+        open_node: Callable[[], GpuNode],
+        control: Literal["act", "recommend"],
         monotonic_s: Callable[[], float],
-        reap: Callable[[], int] | None = None,
     ) -> None:
         self.node_id = node_id
-        self._gpus: dict[str, Gpu] = {gpu.uuid: gpu for gpu in open_gpus()}
-        self._control = control
+        self._node = open_node()
+        self._gpus: dict[str, Gpu] = {gpu.uuid: gpu for gpu in self._node.gpus()}
+        self._acts = control == "act"
         self._monotonic_s = monotonic_s
-        self._reap = reap
-        self._leases: dict[str, _Lease | _ScheduleLease] = {}
+        self._book = LeaseBook(self._gpus, in_force=None if self._acts else DEFAULT)
         self._energy_seen_j: dict[str, float] = {}
-        if control == "act":
-            for gpu in self._gpus.values():
-                gpu.reset_freq()
+        self._set_what_is_due()
 
-    def hold(self, owner: str, wanted: Mapping[str, int], ttl_s: float) -> dict[str, int]:
-        """These are all the clocks ``owner`` wants, by GPU UUID in MHz, for ``ttl_s`` from now: its other leases
-        end. Repeating it renews. Returns the highest clock each of these GPUs may take now.
+    def hold(self, owner: str, wanted: Mapping[str, Hold], ttl_s: float, epoch: int = 0) -> Held:
+        """These are all the GPUs that ``owner`` wants held, by UUID, for ``ttl_s`` from now: its other leases end.
+        Repeating it renews. Returns what is in force now on each of these GPUs, and why the others were refused.
 
-        Raises ValueError for a GPU this node does not have, and for one leased to somebody else.
+        Raises StaleEpochError and ValueError as ``LeaseBook.hold`` does.
         """
-        self._check_may_take(owner, wanted)
-        expires_s = self._monotonic_s() + ttl_s
-        for uuid in [u for u, lease in self._leases.items() if lease.owner == owner and u not in wanted]:
-            self._end(uuid)
-        for uuid, freq_mhz in wanted.items():
-            current = self._leases.get(uuid)
-            held = isinstance(current, _Lease) and current.freq_mhz == freq_mhz
-            if self._control == "act" and not held:
-                self._gpus[uuid].lock_freq(freq_mhz)
-            self._leases[uuid] = _Lease(owner, freq_mhz, expires_s)
-        return {uuid: self._locked_mhz(uuid) for uuid in wanted}
+        if not self._acts:
+            return Held({uuid: self._allowed_mhz(uuid) for uuid in wanted if uuid in self._gpus}, {})
+        answer = self._book.hold(owner, wanted, ttl_s, self._monotonic_s(), epoch)
+        refused = {**answer.refused, **self._set_what_is_due()}
+        in_force = {uuid: self._allowed_mhz(uuid) for uuid in answer.granted if uuid not in refused}
+        return Held(in_force, {uuid: why for uuid, why in refused.items() if uuid in wanted})
 
-    def hold_schedule(self, owner: str, uuids: Sequence[str], ttl_s: float) -> bool:
+    def hold_schedule(self, owner: str, uuids: Sequence[str], ttl_s: float, epoch: int = 0) -> bool:
         """``owner`` drives the clocks of these GPUs itself for ``ttl_s`` from now; then they are reset to full, unless
         it asks again. Returns whether clocks may be set at all ("recommend" sets none).
 
-        Raises ValueError as ``hold`` does.
+        Raises ValueError where it may not have one of them: a schedule needs all of its GPUs.
         """
-        self._check_may_take(owner, uuids)
-        expires_s = self._monotonic_s() + ttl_s
-        self._leases.update({uuid: _ScheduleLease(owner, expires_s) for uuid in uuids})
-        return self._control == "act"
+        if not self._acts:
+            return False
+        answer = self._book.schedule(owner, uuids, ttl_s, self._monotonic_s(), epoch)
+        if answer.refused:
+            told = "; ".join(f"GPU {uuid}: {why}" for uuid, why in answer.refused.items())
+            raise ValueError(f"node {self.node_id}, for {owner}: {told}")
+        return True
 
-    def release(self, owner: str) -> None:
-        """All clocks of ``owner`` go back to full."""
-        for uuid in [u for u, lease in self._leases.items() if lease.owner == owner]:
-            self._end(uuid)
+    def release(self, owner: str, uuids: Sequence[str] | None = None) -> None:
+        """The owner's leases on these GPUs, or all of them, go back to full clock."""
+        self._book.release(owner, uuids)
+        self._set_what_is_due()
 
     def reset_all(self) -> None:
         """Every clock back to full, whoever holds it."""
-        for uuid in list(self._leases):
-            self._end(uuid)
+        self._book.release_all()
+        self._set_what_is_due()
 
     def readings(self) -> tuple[GpuReading, ...]:
+        """Every GPU that answers; one that is lost is left out and the others stay."""
         readings = []
         for uuid, gpu in self._gpus.items():
-            lease = self._leases.get(uuid)
-            owner = None if lease is None else lease.owner
-            readings.append(
-                GpuReading(uuid, gpu.freq_mhz(), self._locked_mhz(uuid), gpu.power_w(), gpu.energy_j(), owner)
-            )
+            lease = self._book.lease(uuid)
+            try:
+                readings.append(
+                    GpuReading(
+                        uuid,
+                        gpu.freq_mhz(),
+                        self._allowed_mhz(uuid),
+                        gpu.power_w(),
+                        gpu.energy_j(),
+                        None if lease is None else lease.owner,
+                    )
+                )
+            except GpuError as error:
+                log.warning("GPU %s cannot be read: %s", uuid, error)
         return tuple(readings)
 
     def energy_j(self) -> float:
         """Sum of this node's GPU energy counters."""
-        return sum(gpu.energy_j() for gpu in self._gpus.values())
+        return sum(reading.energy_j for reading in self.readings())
 
     def leases(self) -> dict[str, tuple[str, int]]:
-        """Who holds which GPU at which clock; under a schedule, the clock it has now."""
-        return {
-            uuid: (lease.owner, lease.freq_mhz if isinstance(lease, _Lease) else self._gpus[uuid].freq_mhz())
-            for uuid, lease in self._leases.items()
-        }
+        """Who holds which GPU, and the highest clock that it may take now."""
+        return {uuid: (lease.owner, self._allowed_mhz(uuid)) for uuid, lease in self._book.leases().items()}
 
     async def tick(self) -> None:
-        """Reset lapsed leases, free the GPUs of dead processes, publish metrics."""
-        now_s = self._monotonic_s()
-        for uuid, lease in list(self._leases.items()):
-            if lease.expires_s <= now_s:
-                log.warning("lease of %s on %s lapsed: full clock", lease.owner, uuid)
-                self._end(uuid)
-        if self._reap is not None:
-            self._reap()
+        """End lapsed leases, set what the hardware does not have in force, free the GPUs of dead processes, publish."""
+        for uuid, lease in self._book.expire(self._monotonic_s()).items():
+            log.warning("lease of %s on %s lapsed: full clock", lease.owner, uuid)
+        self._look_for_drift()
+        self._set_what_is_due()
+        self._node.reap()
         for reading in self.readings():
             before_j = self._energy_seen_j.get(reading.uuid, reading.energy_j)
             self._energy_seen_j[reading.uuid] = reading.energy_j
-            metrics.gpu(reading, reading.energy_j - before_j)
+            # A counter that fell was reset by its driver: a new epoch begins, nothing was given back.
+            metrics.gpu(reading, max(0.0, reading.energy_j - before_j))
 
-    def _check_may_take(self, owner: str, uuids: Iterable[str]) -> None:
-        for uuid in uuids:
-            if uuid not in self._gpus:
-                raise ValueError(f"node {self.node_id} has no GPU {uuid}")
-            lease = self._leases.get(uuid)
-            if lease is not None and lease.owner != owner:
-                raise ValueError(f"GPU {uuid} is leased to {lease.owner}, not to {owner}")
+    def _set_what_is_due(self) -> dict[str, str]:
+        """Set the hardware to what the book says; why it failed, by GPU. What failed is due again at the next tick."""
+        failed: dict[str, str] = {}
+        if not self._acts:
+            return failed
+        for uuid, hold in self._book.to_set().items():
+            try:
+                self._set(self._gpus[uuid], hold)
+                self._book.was_set(uuid, hold)
+            except (GpuError, ValueError) as error:
+                self._book.is_unknown(uuid)
+                failed[uuid] = str(error)
+                log.warning("GPU %s was not set to %s: %s", uuid, hold, error)
+        return failed
 
-    def _end(self, uuid: str) -> None:
-        del self._leases[uuid]
-        if self._control == "act":
-            self._gpus[uuid].reset_freq()
+    @staticmethod
+    def _set(gpu: Gpu, hold: Hold) -> None:
+        if hold.freq_mhz is None:
+            gpu.reset_freq()
+        else:
+            gpu.lock_freq(hold.freq_mhz)
+        if hold.power_w is not None:
+            gpu.set_power_limit(hold.power_w)
+        elif gpu.power_limit_w() < gpu.power_limits_w()[1]:
+            gpu.reset_power_limit()
 
-    def _locked_mhz(self, uuid: str) -> int:
-        lease = self._leases.get(uuid)
-        if not isinstance(lease, _Lease) or self._control != "act":
-            return self._gpus[uuid].supported_freqs_mhz()[-1]
-        return lease.freq_mhz
+    def _look_for_drift(self) -> None:
+        """Somebody else may have set a GPU that we hold or that should be at its default."""
+        if not self._acts:
+            return
+        for uuid, gpu in self._gpus.items():
+            lease = self._book.lease(uuid)
+            hold = DEFAULT if lease is None else lease.hold
+            if hold is None or uuid in self._book.to_set():
+                continue
+            try:
+                locked_mhz = gpu.locked_mhz()
+            except GpuError as error:
+                log.warning("GPU %s cannot be read: %s", uuid, error)
+                continue
+            wanted_mhz = self._nearest_mhz(gpu, hold)
+            if locked_mhz is not None and locked_mhz != wanted_mhz:
+                log.warning("GPU %s may take %d MHz instead of %d: set again", uuid, locked_mhz, wanted_mhz)
+                self._book.is_unknown(uuid)
+
+    def _allowed_mhz(self, uuid: str) -> int:
+        """The highest clock the GPU may take now: the hardware's own word where it gives one, else what was set."""
+        gpu = self._gpus[uuid]
+        locked_mhz = gpu.locked_mhz()
+        if locked_mhz is not None:
+            return locked_mhz
+        lease = self._book.lease(uuid)
+        held = uuid not in self._book.to_set() and lease is not None and lease.hold is not None
+        return self._nearest_mhz(gpu, lease.hold if held and lease is not None and lease.hold else DEFAULT)
+
+    @staticmethod
+    def _nearest_mhz(gpu: Gpu, hold: Hold) -> int:
+        """The supported clock that a hold comes to: not above it."""
+        supported = gpu.supported_freqs_mhz()
+        if hold.freq_mhz is None:
+            return supported[-1]
+        return max((freq for freq in supported if freq <= hold.freq_mhz), default=supported[0])

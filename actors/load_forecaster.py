@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from actors.messages import Forecast
 from control_plane.domain import Load
-from control_plane.serving.load_forecast import Arrival, WindowForecaster
+from control_plane.serving.load_forecast import Arrival, Forecast, WindowForecaster
 from control_plane.settings import ForecastSettings
 
 
 class LoadForecaster:
     """A thin shell around WindowForecaster. After a restart it starts from ``first_load`` again."""
-
-    tick_s = 60.0
 
     def __init__(self, settings: ForecastSettings, first_load: Load, monotonic_s: Callable[[], float]) -> None:
         self._forecaster = WindowForecaster(settings, first_load, monotonic_s())
@@ -24,8 +21,4 @@ class LoadForecaster:
             self._forecaster.observe(Arrival(now_s - age_s, input_tokens, expected_output_tokens))
 
     def forecast(self) -> Forecast:
-        now_s = self._monotonic_s()
-        return Forecast(self._forecaster.reactive(now_s), self._forecaster.predict(now_s))
-
-    async def tick(self) -> None:
-        return None
+        return self._forecaster.forecast(self._monotonic_s())

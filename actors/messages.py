@@ -3,7 +3,7 @@ cluster and never come from outside."""
 
 from dataclasses import dataclass
 
-from control_plane.domain import Load, PoolName, ReplicaId, ReplicaState
+from control_plane.domain import PoolName, ReplicaId, ReplicaState, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,23 @@ class ReplicaReport:
     waiting: int
     running: int
     oldest_wait_s: float
+    role: Role = Role.COMBINED
+    freq_mhz: int | None = None
+    """The clock that its slowest GPU runs at, as observed; None where the replica cannot see it."""
+    kv_used_ratio: float | None = None
+    queued_tokens: int | None = None
+    tightest_slack_s: float | None = None
+    power_w: float | None = None
+    ttft_p99_s: float | None = None
+    tbt_p99_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """A pool manager's answer to a replica's report: the bounds of its governor, where it has one."""
+
+    governor_floor_mhz: int | None = None
+    governor_ceiling_mhz: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +48,16 @@ class Decision:
     source: str
     action: str
     why: str
+    outcome: str = "done"
+    """"done", "recommended" where wattray only recommends, or what went wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An agent's answer to a hold: the highest clock in force by GPU, in MHz, and why the other GPUs were refused."""
+
+    in_force_mhz: dict[str, int]
+    refused: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +73,17 @@ class GpuReading:
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """What the load forecaster says: seen now, and the upper bound for the next period."""
-
-    reactive: Load
-    upper: Load
-
-
-@dataclass(frozen=True, slots=True)
 class PoolStatus:
     """One pool now."""
 
     pool: PoolName
-    gpu_budget: int
+    gpu_budget: int | None
+    """None where a manager that restarted has not been told yet."""
     replicas: tuple[ReplicaReport, ...]
     clocks_mhz: dict[str, int]
+    """Observed, by replica."""
+    wished_mhz: dict[str, int]
+    """What the policy wants, by replica: the same as observed but for a moment, or where it only recommends."""
     load_rps: float
     plan: str
 
@@ -75,3 +98,5 @@ class ControlPlaneStatus:
     gpus: tuple[GpuReading, ...]
     energy_j: float
     power_w: float
+    missing: tuple[str, ...] = ()
+    """Control actors that did not answer: what they know is left out above."""

@@ -1,19 +1,24 @@
-"""One pool's manager: sees its replicas, asks the pool's controller, acts on Ray Serve and the GPU agents.
+"""One pool's manager: sees its replicas, asks the pool's part of the policy, acts on Ray Serve and the GPU agents.
 
 It holds no state that its replicas, the cluster manager and the next second would not give back after a restart.
 """
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Literal, assert_never
 
 from actors import metrics
-from actors.messages import Decision, Forecast, PoolStatus, ReplicaReport
-from control_plane.actions import SetFrequency, SetReplicas
-from control_plane.domain import Load, PoolName, PoolSnapshot, ReplicaId, ReplicaState, ReplicaView
-from control_plane.serving.controller import PoolController
+from actors.decision_log import DecisionLog
+from actors.held_clocks import HeldClocks, HoldGpus
+from actors.messages import Decision, Orders, PoolStatus, ReplicaReport
+from actors.peers import PeerAwayError
+from control_plane.actions import SetFrequency, SetGovernor, SetGpuBudget, SetPowerLimit, SetReplicas
+from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Role
+from control_plane.serving.hosting import PoolHost
+from control_plane.serving.load_forecast import Forecast
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +28,25 @@ STALE_S = 6.0
 REPEAT_S = 15.0
 """An unchanged replica count is asked for again after this long."""
 
-HoldClocks = Callable[[str, str, Mapping[str, int], float], Awaitable[Mapping[str, int]]]
-"""(node id, owner, clocks by UUID, TTL in seconds) → clocks in force."""
-SetCount = Callable[[PoolName, int, int], Awaitable[None]]
-"""(pool, tp, replicas): how many should run."""
+FORECAST_STALE_S = 60.0
+"""A forecast older than this is no reason to keep a clock lowered."""
+
+
+SetCount = Callable[[PoolName, int, Role, int], Awaitable[None]]
+"""(pool, tp, role, replicas): how many should run."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRules:
+    """How the manager acts. ``settle_s``: a manager that restarted listens for this long before it acts, so that it
+    knows its replicas. ``gpu_budget`` None: it waits for the cluster manager to tell it."""
+
+    full_clock_mhz: int
+    lease_ttl_s: float
+    tick_s: float
+    control: Literal["act", "recommend"] = "act"
+    gpu_budget: int | None = None
+    settle_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -41,39 +61,42 @@ class PoolManager:
     def __init__(
         self,
         pool: PoolName,
-        controller: PoolController,
-        gpu_budget: int,
-        lease_ttl_s: float,
-        tick_s: float,
+        host: PoolHost,
+        rules: PoolRules,
         forecast: Callable[[], Awaitable[Forecast]],
-        hold_clocks: HoldClocks,
+        hold: HoldGpus,
         set_count: SetCount,
         monotonic_s: Callable[[], float],
         epoch_s: Callable[[], float],
     ) -> None:
         self.pool = pool
-        self.tick_s = tick_s
-        self._controller = controller
-        self._gpu_budget = gpu_budget
-        self._lease_ttl_s = lease_ttl_s
-        self._forecast, self._hold_clocks, self._set_count = forecast, hold_clocks, set_count
-        self._monotonic_s, self._epoch_s = monotonic_s, epoch_s
+        self.tick_s = rules.tick_s
+        self._host, self._rules = host, rules
+        self._gpu_budget = rules.gpu_budget
+        self._ask_forecast, self._set_count = forecast, set_count
+        self._monotonic_s = monotonic_s
+        self._log = DecisionLog(f"pool_manager:{pool}", str(pool), epoch_s)
+        self._started_s = monotonic_s()
         self._seen: dict[ReplicaId, _Seen] = {}
-        self._clocks_mhz: dict[ReplicaId, int] = {}
-        self._asked: dict[int, tuple[int, float]] = {}
-        self._pending: dict[int, asyncio.Future[None]] = {}
-        self._decisions: deque[Decision] = deque(maxlen=1000)
-        self._decided = 0
-        self._load = Forecast(Load(), Load())
+        acts = rules.control == "act"
+        self._clocks = HeldClocks(
+            f"pool_manager:{pool}", hold, rules.lease_ttl_s, int(epoch_s() * 1000), acts, self._log
+        )
+        self._orders: dict[ReplicaId, Orders] = {}
+        self._asked: dict[tuple[int, Role], tuple[int, float]] = {}
+        self._pending: dict[tuple[int, Role], asyncio.Task[None]] = {}
+        self._forecast = Forecast()
+        self._forecast_at_s = -math.inf
         self._routable: frozenset[ReplicaId] = frozenset()
-        self._routable_at_s = float("-inf")
+        self._routable_at_s = -math.inf
         self._paused = False
 
     # what others tell it
 
-    def report(self, replica: ReplicaReport) -> None:
-        """A replica's account of itself, every second."""
+    def report(self, replica: ReplicaReport) -> Orders:
+        """A replica's account of itself, every second; the answer is what its governor may do."""
         self._seen[replica.replica_id] = _Seen(replica, self._monotonic_s())
+        return self._orders.get(replica.replica_id, Orders())
 
     def set_routable(self, replica_ids: frozenset[ReplicaId]) -> None:
         """From the router, every second: the replicas Ray Serve still sends requests to. The others drain."""
@@ -89,108 +112,161 @@ class PoolManager:
     # what it tells others
 
     def status(self) -> PoolStatus:
-        plan = self._controller.plan
         return PoolStatus(
             self.pool,
             self._gpu_budget,
             tuple(seen.report for seen in self._seen.values()),
-            {str(replica_id): freq for replica_id, freq in self._clocks_mhz.items()},
-            self._load.reactive.only(self._controller.input_classes).rps,
-            "none yet" if plan is None else f"{plan.replicas} x {plan.shape}",
+            {str(replica_id): self._observed_mhz(seen.report) for replica_id, seen in self._seen.items()},
+            self._clocks.wished_mhz(),
+            self._host.load_rps(self._forecast),
+            self._host.plan(),
         )
 
     def decisions(self, last: int = 50) -> tuple[Decision, ...]:
-        return tuple(self._decisions)[-last:]
+        return self._log.last(last)
 
     # the loop
 
     async def tick(self) -> None:
+        """Renew first: no lease may lapse because somebody else is slow to answer."""
         if self._paused:
             return
-        self._load = await self._forecast()
-        step = self._controller.step(self._snapshot())
-        counts = [action for action in step.actions if isinstance(action, SetReplicas)]
-        for action in step.actions:
-            if isinstance(action, SetFrequency):
-                self._clocks_mhz[action.replica_id] = action.freq_mhz
-                self._note(f"{action.replica_id} → {action.freq_mhz} MHz", action.why)
-        for count in counts:
-            self._ask_for(count)
-        await self._renew_clocks()
+        self._forget_silent()
+        await self._clocks.renew(self._reports())
+        await self._hear_forecast()
+        if self._may_step() and self._step():
+            await self._clocks.renew(self._reports())
         metrics.pool(self.status())
+
+    def _may_step(self) -> bool:
+        now_s = self._monotonic_s()
+        if self._gpu_budget is None or not self._forecast_is_fresh():
+            return False
+        return now_s - self._started_s >= self._rules.settle_s and self._host.due(now_s, self._gpu_budget)
+
+    def _step(self) -> bool:
+        """Ask the policy and take its actions; whether a clock or a power limit is wanted otherwise than before."""
+        step = self._host.step(self._monotonic_s(), self._gpu_budget or 0, self._forecast, self._views())
+        before = self._clocks.wishes()
+        for action in step.actions:
+            match action:
+                case SetReplicas():
+                    self._ask_for(action)
+                case SetFrequency(replica_id, freq_mhz, why):
+                    self._clocks.want_freq(replica_id, freq_mhz, why)
+                case SetPowerLimit(replica_id, power_w, why):
+                    self._clocks.want_power(replica_id, power_w, why)
+                case SetGovernor(replica_id, floor_mhz, ceiling_mhz, why):
+                    self._order(replica_id, Orders(floor_mhz, ceiling_mhz), why)
+                case SetGpuBudget():
+                    raise ValueError(f"pool {self.pool}: a pool's controller may not set a budget: {action}")
+                case _:
+                    assert_never(action)
+        return before != self._clocks.wishes()
+
+    # replicas
 
     def _ask_for(self, action: SetReplicas) -> None:
         """Ray Serve takes seconds to follow: an unchanged wish is repeated only after a while, and nobody waits."""
-        asked = self._asked.get(action.tp)
+        key = (action.tp, action.role)
+        asked, pending = self._asked.get(key), self._pending.get(key)
         now_s = self._monotonic_s()
-        pending = self._pending.get(action.tp)
         if pending is not None and not pending.done():
             return
         if asked is not None and asked[0] == action.replicas and now_s - asked[1] < REPEAT_S:
             return
-        if asked is None or asked[0] != action.replicas:
-            self._note(f"{action.replicas} x TP{action.tp}", action.why)
-        self._asked[action.tp] = (action.replicas, now_s)
-        task = asyncio.ensure_future(self._set_count(self.pool, action.tp, action.replicas))
-        task.add_done_callback(self._count_set)
-        self._pending[action.tp] = task
+        repeated = asked is not None and asked[0] == action.replicas
+        if not self._may_scale():
+            if not repeated:
+                self._log.note(_count_text(action), action.why, "recommended")
+            self._asked[key] = (action.replicas, now_s)
+            return
+        self._asked[key] = (action.replicas, now_s)
+        self._pending[key] = asyncio.ensure_future(self._scale(action, repeated))
 
-    def _count_set(self, task: asyncio.Future[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            log.error("pool %s: Ray Serve did not take a replica count: %r", self.pool, task.exception())
+    def _may_scale(self) -> bool:
+        """Where it only recommends, a pool that never had a replica still gets its first ones: that is what the
+        operator asked for by starting it."""
+        return self._rules.control == "act" or not (self._seen or self._asked)
 
-    async def _renew_clocks(self) -> None:
-        """Send every clock of the pool to its node's agent again: that renews the leases."""
-        by_node: dict[str, dict[str, int]] = {}
-        for replica_id, seen in self._seen.items():
-            freq_mhz = self._clocks_mhz.get(replica_id)
-            clocks = by_node.setdefault(seen.report.node_id, {})
-            if freq_mhz is not None and seen.report.state is ReplicaState.READY:
-                clocks.update(dict.fromkeys(seen.report.gpu_uuids, freq_mhz))
-        owner = f"pool_manager:{self.pool}"
-        nodes = list(by_node.items())
-        answers = await asyncio.gather(
-            *(self._hold_clocks(node, owner, clocks, self._lease_ttl_s) for node, clocks in nodes),
-            return_exceptions=True,
-        )
-        for (node, _), answer in zip(nodes, answers, strict=True):
-            if isinstance(answer, BaseException):
-                log.warning("pool %s: the agent of node %s does not answer: %r", self.pool, node, answer)
+    async def _scale(self, action: SetReplicas, repeated: bool) -> None:
+        try:
+            await self._set_count(action.pool, action.tp, action.role, action.replicas)
+        except Exception as error:
+            log.exception("pool %s: %s was not taken", self.pool, _count_text(action))
+            self._asked.pop((action.tp, action.role), None)
+            self._log.note(_count_text(action), action.why, f"failed: {error}")
+            return
+        if not repeated:
+            self._log.note(_count_text(action), action.why)
 
-    def _snapshot(self) -> PoolSnapshot:
+    def _order(self, replica_id: ReplicaId, orders: Orders, why: str) -> None:
+        if self._orders.get(replica_id) != orders:
+            acting = self._rules.control == "act"
+            text = f"{replica_id}: governor within {orders.governor_floor_mhz}..{orders.governor_ceiling_mhz} MHz"
+            self._log.note(text, why, "done" if acting else "recommended")
+            if acting:
+                self._orders[replica_id] = orders
+
+    # what is seen
+
+    async def _hear_forecast(self) -> None:
+        try:
+            self._forecast = await self._ask_forecast()
+            self._forecast_at_s = self._monotonic_s()
+        except PeerAwayError as error:
+            log.warning("pool %s: no forecast: %r", self.pool, error)
+        if not self._forecast_is_fresh() and self._clocks.wishes():
+            self._log.note("full clock for every replica", f"no forecast for {FORECAST_STALE_S:.0f} s")
+            self._clocks.let_go()
+            self._host.ask_at_once()
+
+    def _forecast_is_fresh(self) -> bool:
+        return self._monotonic_s() - self._forecast_at_s <= FORECAST_STALE_S
+
+    def _forget_silent(self) -> None:
         now_s = self._monotonic_s()
         for replica_id in [r for r, seen in self._seen.items() if now_s - seen.at_s > STALE_S]:
             del self._seen[replica_id]
-            self._clocks_mhz.pop(replica_id, None)
-        routable_known = now_s - self._routable_at_s < STALE_S
-        draining = ReplicaState.DRAINING
+            self._orders.pop(replica_id, None)
+            self._clocks.forget(replica_id)
+
+    def _reports(self) -> list[ReplicaReport]:
+        return [seen.report for seen in self._seen.values()]
+
+    def _views(self) -> list[ReplicaView]:
+        routable_known = self._monotonic_s() - self._routable_at_s < STALE_S
         views = []
         for replica_id, seen in self._seen.items():
             report = seen.report
-            freq_mhz = self._clocks_mhz.get(replica_id, self._controller.full_clock_mhz)
+            leaving = report.state is ReplicaState.READY and routable_known and replica_id not in self._routable
             views.append(
                 ReplicaView(
                     replica_id,
                     report.tp,
-                    freq_mhz,
-                    draining if routable_known and replica_id not in self._routable else report.state,
+                    self._observed_mhz(report),
+                    ReplicaState.DRAINING if leaving else report.state,
                     report.waiting,
                     report.running,
                     report.oldest_wait_s,
+                    report.role,
+                    report.kv_used_ratio,
+                    report.queued_tokens,
+                    report.tightest_slack_s,
+                    report.power_w,
+                    report.ttft_p99_s,
+                    report.tbt_p99_s,
                 )
             )
-        classes = self._controller.input_classes
-        return PoolSnapshot(
-            now_s,
-            self.pool,
-            self._gpu_budget,
-            self._load.reactive.only(classes),
-            self._load.upper.only(classes),
-            tuple(views),
-        )
+        return views
 
-    def _note(self, action: str, why: str) -> None:
-        self._decided += 1
-        source = f"pool_manager:{self.pool}"
-        self._decisions.append(Decision(f"{self.pool}-{self._decided}", self._epoch_s(), source, action, why))
-        metrics.decision(source)
+    def _observed_mhz(self, report: ReplicaReport) -> int:
+        """The clock the replica sees; where it cannot see, what its agent says is in force; else full."""
+        if report.freq_mhz is not None:
+            return report.freq_mhz
+        return self._clocks.in_force_mhz(report.replica_id) or self._rules.full_clock_mhz
+
+
+def _count_text(action: SetReplicas) -> str:
+    role = "" if action.role is Role.COMBINED else f" {action.role}"
+    return f"{action.replicas} x TP{action.tp}{role}"

@@ -25,8 +25,12 @@ def answers(address: str) -> bool:
 
 
 def _last_started() -> str | None:
-    path = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    """As Ray writes it: under RAY_TMPDIR, else TMPDIR, else /tmp. A file that another user wrote is not believed."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    path = Path(folder) / "ray" / "ray_current_cluster"
     try:
+        if path.stat().st_uid != os.geteuid():
+            return None
         return path.read_text().strip() or None
-    except FileNotFoundError:
+    except OSError:
         return None

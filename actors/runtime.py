@@ -1,12 +1,11 @@
 """The composition root: names, placement, clocks and ``ray.remote`` for every control actor. Nothing else wraps."""
 
 import asyncio
-import importlib
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,20 +15,25 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from actors.cluster_manager import ClusterManager
-from actors.gpu.simulated import SimulatedNode, simulated_uuid
+from actors.cluster_manager import ClusterManager, ClusterPorts
+from actors.gpu.drivers import WAIT_FOR_NODE_S, create_node, open_charged
 from actors.gpu_agent import GpuAgent
 from actors.load_forecaster import LoadForecaster
-from actors.messages import Decision, Forecast, GpuReading, PoolStatus
+from actors.messages import Decision, GpuReading, Held, PoolStatus
+from actors.node_agents import NodeSeen, plan_agents
+from actors.peers import PeerAwayError
 from actors.planner_actor import PerseusPlannerActor
-from actors.pool_manager import PoolManager
+from actors.pool_manager import PoolManager, PoolRules
 from actors.training_messages import TrainingSite
-from control_plane.actions import SetGpuBudget
-from control_plane.domain import ClusterSnapshot, Load, PoolName
+from control_plane.domain import Load, PoolName, Role
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.profiles import load_profile
-from control_plane.ports import Gpu
-from control_plane.serving.controller import ClusterController, PoolController
+from control_plane.leases import Hold
+from control_plane.ports import GpuNode
+from control_plane.serving.hosting import ClusterHost, PoolHost
+from control_plane.serving.load_forecast import Forecast
+from control_plane.serving.policies.registry import make_policy
+from control_plane.serving.policy import Policy, Site
 from control_plane.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -41,6 +45,8 @@ PERSEUS_PLANNER = "perseus_planner"
 TRAINING_GPUS = "wattray-training-gpus"
 """The placement group that keeps the training GPUs: Ray gives none of them to anything else."""
 RESERVE_S = 30.0
+RESTART_SETTLE_S = 3.0
+"""A pool manager that restarted listens this long: replicas report every second."""
 CALL_TIMEOUT_S = 5.0
 
 
@@ -54,20 +60,26 @@ def gpu_agent_name(node_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What the control actors need to know of the world they run in.
-
-    ``set_count`` names a function, "module:function", (deployment, pool, tp, replicas) → None; its module belongs to
-    a layer above and is imported where it is called.
-    """
+    """What the control actors need to know of the world they run in."""
 
     settings: Settings
     run_dir: str
     dashboard_url: str
-    set_count: str
 
     @property
     def profile(self) -> MachineProfile:
         return planning_profile(self.settings)
+
+    def policy(self, first_load: Load | None = None) -> Policy:
+        """The serving policy of the settings. Raises UnknownPolicyError and GpuBudgetError."""
+        settings, profile = self.settings, self.profile
+        site = Site(settings, profile, settings.serving_gpus, profile.gpu.idle_w, first_load or Load())
+        return make_policy(settings.policy, site)
+
+
+Scale = Callable[[Deployment, PoolName, int, Role, int], None]
+"""(deployment, pool, tp, role, replicas): how many should run; blocks until Ray Serve has taken it. It belongs to the
+layer above and is handed in."""
 
 
 def planning_profile(settings: Settings) -> MachineProfile:
@@ -75,14 +87,14 @@ def planning_profile(settings: Settings) -> MachineProfile:
     return load_profile(settings.profile, settings.planning_slo())
 
 
-def node_file(run_dir: str, node_id: str) -> Path:
-    """Where the simulated GPUs of a node live, under the temp folder of that node."""
-    return Path(tempfile.gettempdir()) / run_dir / f"gpus-{node_id}.bin"
+def run_folder(run_dir: str) -> Path:
+    """The folder of this run, under the temp folder of the node."""
+    return Path(tempfile.gettempdir()) / run_dir
 
 
 def planner_folder(run_dir: str) -> Path:
     """Where the planner writes its jobs."""
-    return Path(tempfile.gettempdir()) / run_dir / "planner"
+    return run_folder(run_dir) / "planner"
 
 
 class _Ticking(Protocol):
@@ -109,17 +121,18 @@ def _start_ticking(actor: Any) -> None:
 
 
 class ClusterManagerActor(ClusterManager):
-    async def __init__(self, deployment: Deployment, budgets: Mapping[PoolName, int]) -> None:  # type: ignore[misc]
-        settings, profile = deployment.settings, deployment.profile
+    async def __init__(self, deployment: Deployment) -> None:  # type: ignore[misc]
+        policy = deployment.policy()
+
+        async def serving_gpus() -> int:
+            there = await asyncio.to_thread(reconcile_agents, deployment)
+            return max(0, min(deployment.settings.gpu.count, there) - deployment.settings.training.gpus)
+
         super().__init__(
-            settings,
-            ClusterController(settings, profile, profile.gpu.idle_w),
-            budgets,
-            _forecast,
-            _set_budget,
-            _pool_status,
-            _pool_decisions,
-            _gpu_readings,
+            deployment.settings,
+            lambda budgets: ClusterHost(policy, budgets),
+            tuple(pool.pool for pool in policy.pools),
+            ClusterPorts(_forecast, _set_budget, _pool_status, _pool_decisions, _gpu_readings, serving_gpus),
             time.monotonic,
             time.time,
         )
@@ -128,21 +141,26 @@ class ClusterManagerActor(ClusterManager):
 
 class PoolManagerActor(PoolManager):
     async def __init__(  # type: ignore[misc]
-        self, deployment: Deployment, pool: PoolName, gpu_budget: int
+        self, deployment: Deployment, pool: PoolName, gpu_budget: int, scale: Scale
     ) -> None:
-        settings, profile = deployment.settings, deployment.profile
+        settings = deployment.settings
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
 
-        async def set_count(pool: PoolName, tp: int, replicas: int) -> None:
-            module, _, function = deployment.set_count.partition(":")
-            scale = getattr(importlib.import_module(module), function)
-            await asyncio.to_thread(scale, deployment, pool, tp, replicas)
+        async def set_count(pool: PoolName, tp: int, role: Role, replicas: int) -> None:
+            await asyncio.to_thread(scale, deployment, pool, tp, role, replicas)
 
-        super().__init__(
-            pool,
-            PoolController(settings.pool_settings(pool), settings, profile, profile.gpu.idle_w, profile.gpu.context_w),
-            gpu_budget,
+        rules = PoolRules(
+            deployment.profile.max_freq_mhz,
             settings.gpu.lease_ttl_s,
             settings.cadence.frequency_s,
+            settings.gpu.control,
+            None if restarted else gpu_budget,
+            RESTART_SETTLE_S if restarted else 0.0,
+        )
+        super().__init__(
+            pool,
+            PoolHost(deployment.policy(), pool),
+            rules,
             _forecast,
             _hold_clocks,
             set_count,
@@ -155,45 +173,40 @@ class PoolManagerActor(PoolManager):
 class LoadForecasterActor(LoadForecaster):
     async def __init__(self, deployment: Deployment, first_load: Load) -> None:  # type: ignore[misc]
         super().__init__(deployment.settings.forecast, first_load, time.monotonic)
-        _start_ticking(self)
 
 
 class GpuAgentActor(GpuAgent):
     async def __init__(self, deployment: Deployment, node_id: str, gpus: int) -> None:  # type: ignore[misc]
-        node = SimulatedNode.create(node_file(deployment.run_dir, node_id), gpus)
+        settings = deployment.settings
 
-        def open_gpus() -> Sequence[Gpu]:
-            return [node.gpu(index) for index in range(node.count)]
+        def open_node() -> GpuNode:
+            folder = run_folder(deployment.run_dir)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return create_node(settings.gpu.driver, folder, node_id, gpus, deployment.profile.gpu)
 
-        control = deployment.settings.gpu.control
-        super().__init__(node_id, open_gpus, control, time.monotonic, node.reap_dead_contexts)
+        super().__init__(node_id, open_node, settings.gpu.control, time.monotonic)
         _start_ticking(self)
 
     async def pid(self) -> int:
         return os.getpid()
 
 
-def start_control_plane(deployment: Deployment, first_load: Load) -> None:
+def start_control_plane(deployment: Deployment, first_load: Load, scale: Scale) -> None:
     """Start every control actor, detached and restarted for ever; ``first_load`` is what to be ready for at once."""
-    settings, profile = deployment.settings, deployment.profile
-    budgets = first_budgets(settings, profile, first_load)
-    for node in ray.nodes():
-        gpus = int(node["Resources"].get("GPU", 0))
-        if node["Alive"] and gpus > 0:
-            start_gpu_agent(deployment, node["NodeID"], gpus)
+    budgets = first_budgets(deployment.policy(first_load), deployment.settings.serving_gpus, first_load)
+    reconcile_agents(deployment)
     start_planner(deployment, reserve_training_gpus(deployment))
     _start(LoadForecasterActor, LOAD_FORECASTER, deployment, first_load)
-    for pool in settings.pools:
-        _start(PoolManagerActor, pool_manager_name(pool.pool), deployment, pool.pool, budgets[pool.pool])
-    _start(ClusterManagerActor, CLUSTER_MANAGER, deployment, budgets)
+    for pool, gpus in budgets.items():
+        _start(PoolManagerActor, pool_manager_name(pool), deployment, pool, gpus, scale)
+    _start(ClusterManagerActor, CLUSTER_MANAGER, deployment)
 
 
-def first_budgets(settings: Settings, profile: MachineProfile, first_load: Load) -> dict[PoolName, int]:
-    """GPUs per pool for the first load."""
-    forecast = {pool.pool: first_load.only(pool.input_classes) for pool in settings.pools}
-    controller = ClusterController(settings, profile, profile.gpu.idle_w)
-    step = controller.step(ClusterSnapshot(0.0, settings.serving_gpus, forecast, {}))
-    return {action.pool: action.gpus for action in step.actions if isinstance(action, SetGpuBudget)}
+def first_budgets(policy: Policy, gpus: int, first_load: Load) -> Mapping[PoolName, int]:
+    """GPUs per pool for the first load; 0 for a pool that gets none."""
+    host = ClusterHost(policy)
+    host.step(0.0, gpus, Forecast(Load(), first_load))
+    return {pool.pool: host.budgets.get(pool.pool, 0) for pool in policy.pools}
 
 
 def start_planner(deployment: Deployment, site: TrainingSite) -> ActorHandle:
@@ -208,15 +221,14 @@ def reserve_training_gpus(deployment: Deployment) -> TrainingSite:
     RuntimeError where no node has so many free."""
     settings = deployment.settings
     if settings.training.gpus == 0:
-        return TrainingSite(deployment.run_dir, "", (), settings.gpu.lease_ttl_s)
+        return TrainingSite(deployment.run_dir, "", (), settings.gpu.lease_ttl_s, settings.gpu.driver)
     bundle = {"GPU": float(settings.training.gpus)}
     group = placement_group([bundle], "STRICT_PACK", name=TRAINING_GPUS, lifetime="detached")
     if not group.wait(RESERVE_S):
         remove_placement_group(group)
         raise RuntimeError(f"no node has {settings.training.gpus} free GPUs to keep for training")
-    node_id, indices = ray.get(_gpus_of(group, settings.training.gpus), timeout=RESERVE_S)
-    uuids = tuple(simulated_uuid(index) for index in indices)
-    return TrainingSite(deployment.run_dir, node_id, uuids, settings.gpu.lease_ttl_s)
+    node_id, uuids = ray.get(_gpus_of(group, deployment), timeout=RESERVE_S + WAIT_FOR_NODE_S)
+    return TrainingSite(deployment.run_dir, node_id, uuids, settings.gpu.lease_ttl_s, settings.gpu.driver)
 
 
 def free_training_gpus() -> None:
@@ -227,15 +239,39 @@ def free_training_gpus() -> None:
         return
 
 
-def _gpus_of(group: PlacementGroup, gpus: int) -> Any:
+def _gpus_of(group: PlacementGroup, deployment: Deployment) -> Any:
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-    return ray.remote(_gpus_given).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=strategy).remote()
+    gpus = deployment.settings.training.gpus
+    given = ray.remote(_gpus_given).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=strategy)
+    return given.remote(deployment.settings.gpu.driver, deployment.run_dir)
 
 
-def _gpus_given() -> tuple[str, tuple[int, ...]]:
-    """This node, and the GPUs that Ray gave this task."""
+def _gpus_given(driver: str, run_dir: str) -> tuple[str, tuple[str, ...]]:
+    """This node, and the UUIDs of the GPUs that Ray gave this task."""
     context = ray.get_runtime_context()
-    return context.get_node_id(), tuple(int(index) for index in context.get_accelerator_ids()["GPU"])
+    node_id = context.get_node_id()
+    node = open_charged(driver, run_folder(run_dir), node_id)
+    return node_id, tuple(node.uuid_of(int(index)) for index in context.get_accelerator_ids()["GPU"])
+
+
+def reconcile_agents(deployment: Deployment) -> int:
+    """Start the agents that are missing, end those of dead nodes; the GPUs of the nodes that are there now."""
+    nodes = [NodeSeen(node["NodeID"], node["Alive"], int(node["Resources"].get("GPU", 0))) for node in ray.nodes()]
+    known = {name.removeprefix(gpu_agent_name("")) for name in agent_names()}
+    plan = plan_agents(nodes, known)
+    for node in plan.start:
+        start_gpu_agent(deployment, node.node_id, node.gpus)
+    for node_id in plan.gone:
+        log.warning("node %s is gone, and its GPU agent with it", node_id)
+        _end_agent(node_id)
+    return plan.gpus
+
+
+def _end_agent(node_id: str) -> None:
+    try:
+        ray.kill(actor(gpu_agent_name(node_id)), no_restart=True)
+    except ValueError:
+        return
 
 
 def start_gpu_agent(deployment: Deployment, node_id: str, gpus: int) -> ActorHandle:
@@ -284,7 +320,16 @@ def control_actor_names() -> list[str]:
 
 
 async def _call(name: str, method: str, *args: Any) -> Any:
-    return await asyncio.wait_for(getattr(actor(name), method).remote(*args), CALL_TIMEOUT_S)
+    """Ask an actor; raises PeerAwayError. Its handle is looked up in a thread: a slow GCS must not stop the loop."""
+
+    async def ask() -> Any:
+        handle = await asyncio.to_thread(actor, name)
+        return await getattr(handle, method).remote(*args)
+
+    try:
+        return await asyncio.wait_for(ask(), CALL_TIMEOUT_S)
+    except (ValueError, ray.exceptions.RayError, TimeoutError) as error:
+        raise PeerAwayError(f"{name} does not answer {method}: {error!r}") from error
 
 
 async def _forecast() -> Forecast:
@@ -292,8 +337,8 @@ async def _forecast() -> Forecast:
     return answer
 
 
-async def _hold_clocks(node_id: str, owner: str, wanted: Mapping[str, int], ttl_s: float) -> Mapping[str, int]:
-    answer: Mapping[str, int] = await _call(gpu_agent_name(node_id), "hold", owner, dict(wanted), ttl_s)
+async def _hold_clocks(node_id: str, owner: str, holds: Mapping[str, Hold], ttl_s: float, epoch: int) -> Held:
+    answer: Held = await _call(gpu_agent_name(node_id), "hold", owner, dict(holds), ttl_s, epoch)
     return answer
 
 
@@ -311,6 +356,16 @@ async def _pool_decisions(pool: PoolName, last: int) -> tuple[Decision, ...]:
     return answer
 
 
-async def _gpu_readings() -> tuple[GpuReading, ...]:
-    answers: list[tuple[GpuReading, ...]] = await asyncio.gather(*(_call(name, "readings") for name in agent_names()))
-    return tuple(reading for answer in answers for reading in answer)
+async def _gpu_readings() -> tuple[tuple[GpuReading, ...], tuple[str, ...]]:
+    """The readings of every agent that answers, and the names of those that do not."""
+    names = await asyncio.to_thread(agent_names)
+    answers = await asyncio.gather(*(_call(name, "readings") for name in names), return_exceptions=True)
+    readings: list[GpuReading] = []
+    away = []
+    for name, answer in zip(names, answers, strict=True):
+        if isinstance(answer, BaseException):
+            log.warning("%s does not answer: %r", name, answer)
+            away.append(name)
+        else:
+            readings += answer
+    return tuple(readings), tuple(away)

@@ -20,6 +20,8 @@ class TrainingSite:
     node_id: str
     gpu_uuids: tuple[str, ...]
     lease_ttl_s: float
+    driver: str = "simulated"
+    """Of the GPUs, as the settings name it."""
 
 
 @dataclass(frozen=True, slots=True)

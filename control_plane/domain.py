@@ -244,6 +244,11 @@ class ReplicaView:
     ttft_p99_s: float | None = None
     tbt_p99_s: float | None = None
 
+    @property
+    def counts(self) -> bool:
+        """It serves or is about to: a plan counts on it. One that drains or has stopped does not."""
+        return self.state in (ReplicaState.STARTING, ReplicaState.READY)
+
 
 @dataclass(frozen=True, slots=True)
 class QueuedPrompt:

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from control_plane.domain import InputClass, PoolName, Slo
 from control_plane.field_errors import explain
 
+LEASE_TICKS = 2
+"""A lease outlives this many renewals at the least."""
+
 
 class SettingsError(ValueError):
     """A setting is unknown or out of range; the message names the field, the value and the fix."""
@@ -113,6 +116,9 @@ class ServeSettings(_Part):
     """The HTTP side."""
 
     host: str = "127.0.0.1"
+    """Any other than a loopback address needs Ray's token mode and an API key."""
+    api_key_file: str | None = None
+    """A file whose content clients must send as `Authorization: Bearer KEY`."""
     port: int = Field(8000, ge=1, le=65535)
     model_name: str = "llama2-70b"
     stream_interval_s: float = Field(0.25, ge=0)
@@ -126,6 +132,8 @@ class ServeSettings(_Part):
 class Settings(_Part):
     """All of wattray's settings."""
 
+    policy: str = "wattray"
+    """Serving policy by name, see ``control_plane.serving.policies.registry``."""
     profile: str = "llama2-70b-h100-current"
     """Energy profile by name; `wattray profile list` shows them."""
     slo: SloSettings = SloSettings()
@@ -146,6 +154,12 @@ class Settings(_Part):
     def _pools_cover_every_class_once(self) -> "Settings":
         if self.serve.overhead_s >= min(self.slo.ttft_short_s, self.slo.ttft_medium_s, self.slo.ttft_long_s):
             raise ValueError(f"serve.overhead_s {self.serve.overhead_s} leaves nothing of the tightest TTFT limit")
+        if self.gpu.lease_ttl_s < LEASE_TICKS * self.cadence.frequency_s:
+            raise ValueError(
+                f"gpu.lease_ttl_s {self.gpu.lease_ttl_s} is too short: leases are renewed every cadence.frequency_s "
+                f"({self.cadence.frequency_s} s) and must outlive a missed renewal, so at least "
+                f"{LEASE_TICKS * self.cadence.frequency_s} s"
+            )
         if self.training.gpus >= self.gpu.count:
             raise ValueError(f"training.gpus {self.training.gpus} leaves serving none of {self.gpu.count} GPUs")
         names = [pool.name for pool in self.pools]

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import ray
 from ray import serve
 
-from actors.gpu.simulated import SimulatedNode, simulated_uuid
+from actors.gpu.drivers import open_charged
 from actors.messages import ReplicaReport
-from actors.runtime import Deployment, actor, node_file, pool_manager_name
+from actors.runtime import Deployment, actor, pool_manager_name, run_folder
 from control_plane.domain import PoolName, ReplicaId, ReplicaState
 from serve_apps.engines.protocol import Chunk, GenerateRequest
 from serve_apps.engines.simulated import SimulatedEngine
@@ -31,10 +31,10 @@ class ModelReplica:
         self._pool, self._tp = pool, tp
         self._node_id = context.get_node_id()
         self._replica_id = ReplicaId(serve.get_replica_context().replica_id.unique_id)
-        self._uuids = tuple(simulated_uuid(index) for index in indices)
         if not settings.serve.warm_start:
             await asyncio.sleep(settings.sharding.startup_s)
-        node = SimulatedNode(node_file(deployment.run_dir, self._node_id), profile.gpu)
+        node = open_charged(settings.gpu.driver, run_folder(deployment.run_dir), self._node_id)
+        self._uuids = tuple(node.uuid_of(index) for index in indices)
         self._engine = SimulatedEngine(
             profile.times(tp), profile.limits(tp), node, indices, settings.serve.stream_interval_s
         )

@@ -147,8 +147,8 @@ class Router:
         request = GenerateRequest(
             uuid.uuid4().hex, prompt, input_tokens, max_tokens, stop_after_tokens=body.simulated_output_tokens
         )
-        predicted = self._lengths.predict(input_tokens, max_tokens)
-        self._arrivals.append((time.monotonic(), input_tokens, predicted.expected_tokens))
+        expected_tokens = self._lengths.expected_tokens(input_tokens, max_tokens)
+        self._arrivals.append((time.monotonic(), input_tokens, expected_tokens))
         self._counts["accepted"] += 1
         shape = AnswerShape(request.request_id, body.model, chat)
         chunks = self._generate(request)

@@ -8,8 +8,9 @@ import urllib.request
 
 import ray
 
+from actors.ray_token import ray_token_headers
 from actors.runtime import Deployment
-from control_plane.domain import PoolName
+from control_plane.domain import PoolName, Role
 from serve_apps.naming import REPLICA_DEPLOYMENT, pool_app
 
 DEPLOY_S = 60.0
@@ -17,7 +18,7 @@ NICENESS = 10
 """A first deployment has time; the requests beside it have not."""
 
 
-def set_replicas(deployment: Deployment, pool: PoolName, tp: int, replicas: int) -> None:
+def set_replicas(deployment: Deployment, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
     """So many replicas of this tensor parallelism in this pool; the application is deployed at first need. Asking
     again for the same changes nothing. Raises RuntimeError where Serve refuses, OSError where the dashboard is away."""
     if not _scale(deployment.dashboard_url, pool_app(pool, tp), replicas) and replicas > 0:
@@ -29,7 +30,8 @@ def _scale(dashboard_url: str, app: str, replicas: int) -> bool:
     """False where there is no such application."""
     url = f"{dashboard_url}/api/v1/applications/{app}/deployments/{REPLICA_DEPLOYMENT}/scale"
     body = json.dumps({"target_num_replicas": replicas}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
+    headers = {"Content-Type": "application/json", **ray_token_headers()}
+    request = urllib.request.Request(url, body, headers, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             answer.read()

@@ -26,10 +26,12 @@ def data() -> Path:
 def own_temp() -> Iterator[Path]:
     """A temp folder of the session's own, for Ray too; its path is short because Ray's socket paths may not be long."""
     folder = Path(tempfile.mkdtemp(prefix="wt-", dir="/tmp"))
-    before = {name: os.environ.get(name) for name in ("TMPDIR", "RAY_TMPDIR", "RAY_ADDRESS")}
+    names = ("TMPDIR", "RAY_TMPDIR", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED")
+    before = {name: os.environ.get(name) for name in names}
     os.environ["TMPDIR"] = os.environ["RAY_TMPDIR"] = str(folder)
-    os.environ.pop("RAY_ADDRESS", None)
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        os.environ.pop(name, None)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder / "auth_token")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     tempfile.tempdir = None
     yield folder

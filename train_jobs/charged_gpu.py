@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from actors.gpu.simulated import SimulatedNode
+from actors.gpu.drivers import ChargeableNode
 from control_plane.hardware.gpu_model import IDLE, GpuSpec
 from control_plane.hardware.stage_model import NS_PER_S, StageWork, finish_ns
 
@@ -34,7 +34,7 @@ class ChargedGpu:
 
     def __init__(
         self,
-        node: SimulatedNode,
+        node: ChargeableNode,
         index: int,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         sleep_s: Callable[[float], None] = time.sleep,

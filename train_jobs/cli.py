@@ -58,7 +58,6 @@ def _show(report: dict[str, Any]) -> None:
 
 def main() -> None:
     """Console entry."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A process of 110 MiB that waits for a cloud's notice of preemption.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

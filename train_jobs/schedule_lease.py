@@ -59,9 +59,9 @@ def renew_at_agent(node_id: str, owner: str, uuid: str, ttl_s: float) -> Callabl
     return renew
 
 
-def release_at_agent(node_id: str, owner: str) -> None:
-    """Everything the owner leased on this node goes back to full clock at once instead of when the lease lapses."""
+def release_at_agent(node_id: str, owner: str, uuid: str) -> None:
+    """The owner's lease on this GPU ends at once instead of when it lapses; those of its other GPUs go on."""
     try:
-        ray.get(actor(gpu_agent_name(node_id)).release.remote(owner), timeout=CALL_TIMEOUT_S)
+        ray.get(actor(gpu_agent_name(node_id)).release.remote(owner, [uuid]), timeout=CALL_TIMEOUT_S)
     except (ValueError, ray.exceptions.RayError) as error:
         log.warning("the GPU agent does not answer; the lease of %s will lapse: %s", owner, error)

@@ -19,10 +19,9 @@ import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from actors import metrics
-from actors.gpu.simulated import SimulatedNode, simulated_index
-from actors.runtime import node_file
+from actors.gpu.drivers import open_charged
+from actors.runtime import run_folder
 from actors.training_messages import ClockSchedule, JobRegistration, TrainingSite
-from control_plane.hardware.gpu_model import H100_SXM
 from control_plane.training.job_spec import StageRatios
 from control_plane.training.straggler import MeasuredComputation, stage_ratios
 from train_jobs.charged_gpu import ChargedGpu
@@ -56,8 +55,8 @@ def train_loop(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     job, site, uuids = Job.model_validate(config["job"]), config["site"], config["gpu_uuids"]
     rank = ray.train.get_context().get_world_rank()
-    node = SimulatedNode(node_file(site.run_dir, site.node_id), H100_SXM)
-    gpu = ChargedGpu(node, simulated_index(uuids[rank]))
+    node = open_charged(site.driver, run_folder(site.run_dir), site.node_id)
+    gpu = ChargedGpu(node, node.index_of(uuids[rank]))
     owner = f"training:{job.name}"
     lease = ScheduleLease(renew_at_agent(site.node_id, owner, uuids[rank], site.lease_ttl_s), site.lease_ttl_s)
     try:
@@ -65,8 +64,7 @@ def train_loop(config: dict[str, Any]) -> None:
     finally:
         lease.end()
         gpu.close()
-        if rank == 0:
-            release_at_agent(site.node_id, owner)
+        release_at_agent(site.node_id, owner, uuids[rank])
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,9 @@ MetricsPortOption = Annotated[int, typer.Option("--metrics-port", help="Its metr
 
 def main() -> None:
     """Console entry: a mendable error is one line and exit code 2, never a traceback."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _as_interrupt)
     from control_plane.hardware.profile_file import ProfileError
     from control_plane.settings import SettingsError
     from control_plane.simulation.traces import TraceError
@@ -91,17 +91,23 @@ def up(
     console.print(
         f"up: {running.router_url}/v1 serves {settings.serve.model_name!r}; Ray dashboard {running.dashboard_url}"
     )
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        console.print("Ray wants a token: `ray job submit --address wattray://here` or `export RAY_AUTH_MODE=token`")
 
 
 @app.command()
-def down() -> None:
+def down(
+    address: Annotated[str | None, typer.Option(help="The Ray of a control plane that was started elsewhere.")] = None,
+) -> None:
     """Reset every clock and end the control plane; the Ray head too where `up` started it."""
-    from wattray import lifecycle, ray_head
+    from wattray.client import connect
+    from wattray.running import load
+    from wattray.take_down import take_down
 
-    running = ray_head.load()
+    running = load() if address is None else connect(address).running
     if running is None:
-        raise WattrayError("nothing is up here")
-    lifecycle.down(running, lambda text: console.print(text))
+        raise WattrayError("nothing is up here; a control plane on another Ray is named with --address")
+    take_down(running, lambda text: console.print(text, markup=False))
     console.print("down")
 
 
@@ -115,7 +121,9 @@ def status(as_json: JsonOption = False) -> None:
         _print_json(dataclasses.asdict(now))
         return
     console.print(f"{now.power_w / 1000:.2f} kW, {now.energy_j / 1000:.0f} kJ since start, control: {now.control}")
-    table = Table("pool", "GPUs", "load", "replica", "waiting+running", "clock")
+    for name in now.missing:
+        console.print(f"{name} does not answer", markup=False)
+    table = Table("pool", "GPUs", "load", "replica", "waiting+running", "clock", "wished")
     for pool in now.pools:
         for replica in pool.replicas or (None,):
             table.add_row(
@@ -124,7 +132,8 @@ def status(as_json: JsonOption = False) -> None:
                 f"{pool.load_rps:.1f} rps",
                 "none" if replica is None else f"{replica.replica_id} TP{replica.tp}",
                 "" if replica is None else f"{replica.waiting}+{replica.running}",
-                "" if replica is None else str(pool.clocks_mhz.get(replica.replica_id, "full")),
+                "" if replica is None else str(pool.clocks_mhz.get(replica.replica_id, "unknown")),
+                "" if replica is None else str(pool.wished_mhz.get(replica.replica_id, "full")),
             )
     Console().print(table)
 
@@ -138,9 +147,9 @@ def explain(last: Annotated[int, typer.Option(help="How many.")] = 20, as_json: 
     if as_json:
         _print_json([dataclasses.asdict(decision) for decision in decisions])
         return
-    table = Table("id", "by", "action", "why")
+    table = Table("id", "by", "action", "why", "outcome")
     for decision in decisions:
-        table.add_row(decision.decision_id, decision.source, decision.action, decision.why)
+        table.add_row(decision.decision_id, decision.source, decision.action, decision.why, decision.outcome)
     Console().print(table)
 
 

@@ -108,10 +108,10 @@ def bound_command(
     from rich.table import Table
 
     from control_plane.hardware.shape_tables import ShapeTables
+    from control_plane.serving.policies.registry import GpuBudgetError
     from control_plane.settings import Settings
     from control_plane.simulation.bound import energy_bound
     from control_plane.simulation.comparison import SETTLE_S
-    from control_plane.simulation.policies import GpuBudgetError
     from wattray.simulation_results import named_profile
     from wattray.trace_files import TraceRequest, read_percentiles
 
@@ -191,13 +191,13 @@ def _progress(console: Console) -> Iterator[Told]:
 @contextmanager
 def _faults_explained(console: Console) -> Iterator[None]:
     from control_plane.hardware.profile_file import ProfileError
-    from control_plane.simulation.policies import GpuBudgetError, UnknownNameError
+    from control_plane.serving.policies.registry import GpuBudgetError, UnknownPolicyError
     from control_plane.simulation.sizing import SloUnreachableError
     from control_plane.simulation.traces import TraceError
 
     try:
         yield
-    except (TraceError, ProfileError, UnknownNameError, GpuBudgetError, SloUnreachableError, OSError) as fault:
+    except (TraceError, ProfileError, UnknownPolicyError, GpuBudgetError, SloUnreachableError, OSError) as fault:
         console.print(f"[red]error:[/red] {fault}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 

@@ -1,13 +1,19 @@
 """Typed calls to the control actors: ``wattray.connect()``."""
 
+from typing import cast
+
 import ray
 
 from actors import runtime
 from actors.messages import ControlPlaneStatus, Decision
+from actors.ray_address import running_ray
 from actors.training_messages import JobFrontier
 from control_plane.settings import Settings
-from wattray import lifecycle, ray_head
+from wattray import ray_auth, running
 from wattray.errors import WattrayError
+from wattray.ray_session import connect_ray
+from wattray.running import Running
+from wattray.take_down import take_down
 
 TIMEOUT_S = 15.0
 
@@ -15,31 +21,27 @@ TIMEOUT_S = 15.0
 class Client:
     """Talks to a control plane that is up. Every call has a deadline and raises WattrayError where it is missed."""
 
-    def __init__(self, running: ray_head.Running) -> None:
+    def __init__(self, running: Running) -> None:
         self.running = running
 
     def status(self) -> ControlPlaneStatus:
         """Pools, replicas, clocks, power and energy now."""
-        answer: ControlPlaneStatus = self._call("status")
-        return answer
+        return cast(ControlPlaneStatus, self._call("status"))
 
     def explain(self, last: int = 50) -> tuple[Decision, ...]:
         """The last decisions and why they were taken, oldest first."""
-        answer: tuple[Decision, ...] = self._call("explain", last)
-        return answer
+        return cast(tuple[Decision, ...], self._call("explain", last))
 
     def settings(self) -> Settings:
-        answer: Settings = self._call("settings")
-        return answer
+        return cast(Settings, self._call("settings"))
 
     def frontier(self, job: str) -> JobFrontier:
         """A training job's time–energy frontier, as the planner traced it. Raises WattrayError for an unknown job."""
-        answer: JobFrontier = self._call("frontier", job, of=runtime.PERSEUS_PLANNER)
-        return answer
+        return cast(JobFrontier, self._call("frontier", job, of=runtime.PERSEUS_PLANNER))
 
     def shut_down(self) -> None:
         """Reset every clock and end the control plane; the head too where wattray started it."""
-        lifecycle.down(self.running, lambda _: None)
+        take_down(self.running, lambda _: None)
 
     def _call(self, method: str, *args: object, of: str = runtime.CLUSTER_MANAGER) -> object:
         try:
@@ -53,19 +55,25 @@ class Client:
 
 
 def connect(address: str | None = None) -> Client:
-    """Connect to the control plane that is up here, or to the one on the Ray at ``address``.
+    """Connect to the control plane that is up here, or to the one on the Ray at ``address`` (host:port).
 
     Raises WattrayError where none is up.
     """
-    running = ray_head.load()
-    if running is None and address is None:
-        address = lifecycle.running_ray()
+    ray_auth.use_token_if_there_is_one()
+    recorded = running.load()
+    if recorded is not None and not running.is_up(recorded):
+        recorded = None
+    if recorded is not None and address is not None and address != recorded.address:
+        recorded = None
+    if address is None and recorded is None:
+        address = running_ray()
         if address is None:
             raise WattrayError("nothing is up here: start it with `wattray up`, or name a Ray address")
     try:
-        lifecycle.connect_ray(address or running.address)  # type: ignore[union-attr]
+        dashboard_url = connect_ray(address or (recorded.address if recorded else ""))
     except ConnectionError as error:
         raise WattrayError(f"no Ray answers at {address}: {error}") from None
-    if running is None:
-        running = ray_head.Running(ray.get_runtime_context().gcs_address, "", None, "", "", None)
-    return Client(running)
+    if recorded is None:
+        # Nothing here is provably ours: a shutdown ends the control plane through Ray and touches no file or process.
+        recorded = Running(address=ray.get_runtime_context().gcs_address, dashboard_url=dashboard_url)
+    return Client(recorded)

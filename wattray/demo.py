@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -14,18 +13,20 @@ import ray
 from actors import runtime
 from actors.messages import ControlPlaneStatus, Decision
 from control_plane.domain import Load, ReplicaState, Request
-from control_plane.serving.fleet import load_of
+from control_plane.serving.load_forecast import load_of
 from control_plane.settings import Settings, parse_settings
 from control_plane.simulation.traces import demo_shape, read_azure, synthetic_conversation, window
 from control_plane.simulation.what_if import simulate_single_pool, simulate_wattray
 from train_jobs.background import TrainingProcess, start_training
 from train_jobs.job import Job, job_lasting
 from train_jobs.training_result import TrainingResult
-from wattray import lifecycle
+from wattray import lifecycle, run_folder
 from wattray.errors import WattrayError
 from wattray.load_generator import Progress, Sent, replay
-from wattray.ray_head import Ports, Running
+from wattray.ray_head import Ports
 from wattray.report.moments import Moment
+from wattray.running import Running
+from wattray.take_down import not_interrupted, take_down
 
 DEMO_SETTINGS: dict[str, Any] = {
     "cadence": {"cluster_s": 20.0, "pool_s": 10.0, "frequency_s": 2.0},
@@ -101,17 +102,17 @@ def run_demo(
     try:
         if settings.training.gpus > 0:
             say("starting a pipeline-parallel training job beside it")
-            folder = Path(tempfile.gettempdir()) / running.run_dir / "training"
+            folder = run_folder.path(running.run_dir or "") / "training"
             training = start_training(demo_job(trace), running.address, folder)
             _wait_until_it_trains(training)
         say(f"replaying {len(trace)} requests over {trace[-1].arrival_s:.0f} s at {running.router_url}")
         played = asyncio.run(_play(settings, running, trace, training, say, watch))
     finally:
-        with lifecycle.not_interrupted():
+        with not_interrupted():
             say("taking everything down")
             if training is not None:
                 training.stop()
-            lifecycle.down(running, say)
+            take_down(running, say)
     say("simulating the static baseline on the same requests")
     return write_reports(settings, trace, played, out)
 

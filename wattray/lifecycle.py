@@ -1,30 +1,28 @@
-"""Bring the control plane up on a running Ray or on a head of its own, and take it down again."""
+"""Bring the control plane up on a running Ray or on a head of its own."""
 
-import logging
-import secrets
-import shutil
-import signal
-import tempfile
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 
 import ray
-from ray import serve
 
 from actors import runtime
 from actors.ray_address import running_ray
 from actors.runtime import Deployment
 from control_plane.domain import Load
+from control_plane.serving.policies.registry import GpuBudgetError, UnknownPolicyError
 from control_plane.settings import Settings
 from serve_apps import app
-from serve_apps.naming import ROUTER_APP, pool_app
-from wattray import ray_head
+from serve_apps.naming import app_names
+from serve_apps.scaling import set_replicas
+from wattray import ray_auth, ray_head, run_folder, running
 from wattray.errors import WattrayError
-from wattray.ray_head import Ports, Running
+from wattray.exposure import check_exposure
+from wattray.ray_head import Ports
+from wattray.ray_session import connect_ray
+from wattray.running import Running
+from wattray.take_down import clean_up_after_dead_runs, interruptible, take_down
 
 READY_S = 90.0
 
@@ -38,109 +36,134 @@ def up(
 
     ``address`` attaches to that Ray ("auto": the one that runs here); None attaches to one that runs here and
     starts a head otherwise; ``own_head`` never attaches. Raises WattrayError before anything has started where it
-    cannot work, and ends what it started where it fails later.
+    cannot work, and ends what it started where it fails later: the error that is raised is the first one.
     """
-    if ray_head.load() is not None:
+    _check_policy(settings)
+    clean_up_after_dead_runs(say)
+    if running.load() is not None:
         raise WattrayError("wattray is up already; `wattray status` shows it, `wattray down` ends it")
-    run_dir = f"wattray-run-{secrets.token_hex(4)}"
-    folder = Path(tempfile.gettempdir()) / run_dir
-    head_pid = None
+    ray_auth.use_token_if_there_is_one()
     found = running_ray() if address in (None, "auto") else address
     if found is None and address is not None:
         raise WattrayError(f"--address {address}: no Ray runs here; start one, or leave --address out")
     if found is not None and own_head:
         raise WattrayError(f"a Ray cluster runs at {found}; the demo starts its own: `ray stop` that one first")
-    if found is None:
-        ray_head.check_free(settings.serve.host, settings.serve.port, "the router", "--port")
-        folder.mkdir(mode=0o700)
-        say(f"starting Ray with {settings.gpu.count} simulated GPUs")
-        head = ray_head.start(settings.gpu.count, ports, folder / "ray-head.log")
-        head_pid, found = head.pid, f"127.0.0.1:{ports.ray}"
-        dashboard_url, metrics_port = f"http://127.0.0.1:{ports.dashboard}", ports.metrics
-    running = None
+    secured = ray_auth.secure_own_head() if found is None else ray_auth.mode() == "token"
+    check_exposure(settings, secured)
+    begun: list[Running] = []
+
+    def began(state: Running) -> None:
+        running.save(state)
+        begun[:] = [state]
+
     try:
-        joined_url = connect_ray(found)
-        _check_cluster(settings)
-        if head_pid is None:
-            if not _serve_runs():
-                ray_head.check_free(settings.serve.host, settings.serve.port, "the router", "--port")
-            found = ray.get_runtime_context().gcs_address
-            dashboard_url, metrics_port = joined_url, None
-            if not dashboard_url:
-                raise WattrayError("this Ray runs without its dashboard, which scaling needs: --include-dashboard=true")
-        router_url = f"http://{settings.serve.host}:{settings.serve.port}"
-        running = Running(found, dashboard_url, metrics_port, run_dir, router_url, head_pid)
-        ray_head.save(running)
-        deployment = Deployment(settings, run_dir, dashboard_url, "serve_apps.scaling:set_replicas")
-        say("starting the router")
-        app.start_router(deployment)
-        _check_router(router_url)
-        say("starting the control actors")
-        runtime.start_control_plane(deployment, first_load)
-        say("starting the first replicas")
-        _wait_for_replicas(settings)
-        return running
+        with interruptible():
+            if found is None:
+                joined = _start_head(settings, ports, say, began)
+            else:
+                joined = _join(settings, found, say)
+                began(joined)
+            return _start_apps(joined, settings, first_load, say, began)
     except BaseException:
-        if running is not None:
-            down(running, say)
-        elif head_pid is not None:
-            ray.shutdown()
-            ray_head.end(head_pid)
-            shutil.rmtree(folder, ignore_errors=True)
+        for state in begun:
+            # What fails while taking down is told, not raised: the first error is what the user must see.
+            take_down(state, say)
         raise
 
 
-def down(running: Running, say: Say) -> None:
-    """Reset every clock, end our applications and actors, and the head where it is ours. Safe to repeat; a second
-    Ctrl-C does not cut it short."""
-    with not_interrupted():
-        _down(running, say)
-
-
-def _down(running: Running, say: Say) -> None:
-    try:
-        connect_ray(running.address)
-        _reset_clocks(say)
-        if running.head_pid is None:
-            _end_our_share()
-    except (ConnectionError, ray.exceptions.RayError) as error:
-        say(f"Ray does not answer ({error}); ending what is left")
-    finally:
-        ray.shutdown()
-        if running.head_pid is not None:
-            say("ending Ray")
-            ray_head.end(running.head_pid)
-        shutil.rmtree(Path(tempfile.gettempdir()) / running.run_dir, ignore_errors=True)
-        ray_head.forget()
-
-
-@contextmanager
-def not_interrupted() -> Iterator[None]:
-    """Half a take-down would leave processes and lowered clocks behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def connect_ray(address: str) -> str:
-    """Join a running Ray as a driver and return its dashboard's URL ("" without one); joining twice is one joining.
-    Raises ConnectionError where none answers."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    context = ray.init(
-        address=address,
-        namespace=runtime.NAMESPACE,
-        logging_level="warning",
-        log_to_driver=False,
-        ignore_reinit_error=True,
+def _start_head(settings: Settings, ports: Ports, say: Say, began: Callable[[Running], None]) -> Running:
+    ray_head.check_free(settings.serve.host, settings.serve.port, "the router", "--port")
+    run = run_folder.make()
+    state = Running(
+        address=f"127.0.0.1:{ports.ray}",
+        dashboard_url=f"http://127.0.0.1:{ports.dashboard}",
+        metrics_port=ports.metrics,
+        run_dir=run,
+        router_url=_router_url(settings),
     )
-    url = context.dashboard_url
-    return f"http://{url}" if url else ""
+    say(f"starting Ray with {settings.gpu.count} GPUs")
+    try:
+        ray_head.start(
+            settings.gpu.count,
+            ports,
+            run_folder.path(run) / "ray-head.log",
+            run,
+            lambda head: began(state.model_copy(update={"head": head})),
+        )
+    except BaseException:
+        with suppress(WattrayError):
+            ray_head.end_run(run)
+            run_folder.remove(run)
+            running.forget()
+        raise
+    connect_ray(state.address)
+    recorded = running.load()
+    if recorded is None:
+        raise WattrayError("the Ray head has ended again just after it started")
+    return recorded
+
+
+def _join(settings: Settings, address: str, say: Say) -> Running:
+    say(f"joining the Ray at {address}")
+    try:
+        dashboard_url = connect_ray(address)
+    except ConnectionError as error:
+        raise WattrayError(f"no Ray answers at {address}, or it refuses your token: {error}") from None
+    _check_cluster(settings)
+    if not dashboard_url:
+        raise WattrayError("this Ray runs without its dashboard, which scaling needs: --include-dashboard=true")
+    serve_ran = _serve_runs()
+    if not serve_ran:
+        ray_head.check_free(settings.serve.host, settings.serve.port, "the router", "--port")
+    taken = sorted(_our_apps(settings) & _apps_in_use())
+    if taken:
+        raise WattrayError(f"this Ray serves applications of the same names already: {', '.join(taken)}")
+    return Running(
+        address=ray.get_runtime_context().gcs_address,
+        dashboard_url=dashboard_url,
+        run_dir=run_folder.make(),
+        router_url=_router_url(settings),
+        serve_ran=serve_ran,
+    )
+
+
+def _start_apps(
+    joined: Running, settings: Settings, first_load: Load, say: Say, began: Callable[[Running], None]
+) -> Running:
+    if joined.head is not None:
+        _check_cluster(settings)
+    state = joined.model_copy(update={"apps": tuple(sorted(_our_apps(settings)))})
+    began(state)
+    deployment = Deployment(settings, state.run_dir or "", state.dashboard_url)
+    say("starting the router")
+    app.start_router(deployment)
+    _check_router(state.router_url)
+    say("starting the control actors")
+    runtime.start_control_plane(deployment, first_load, set_replicas)
+    say("starting the first replicas")
+    _wait_for_replicas(settings)
+    return state
+
+
+def _check_policy(settings: Settings) -> None:
+    try:
+        Deployment(settings, "", "").policy()
+    except (UnknownPolicyError, GpuBudgetError) as error:
+        raise WattrayError(f"policy {settings.policy}, gpu.count {settings.gpu.count}: {error}") from None
+
+
+def _router_url(settings: Settings) -> str:
+    return f"http://{settings.serve.host}:{settings.serve.port}"
+
+
+def _our_apps(settings: Settings) -> set[str]:
+    return app_names(settings, runtime.planning_profile(settings).tps)
+
+
+def _apps_in_use() -> set[str]:
+    from ray import serve
+
+    return set(serve.status().applications) if _serve_runs() else set()
 
 
 def _check_cluster(settings: Settings) -> None:
@@ -184,33 +207,3 @@ def _wait_for_replicas(settings: Settings) -> None:
             manager = runtime.actor(runtime.pool_manager_name(pool))
             if ray.get(manager.status.remote(), timeout=30).replicas:
                 waiting.discard(pool)
-
-
-def _reset_clocks(say: Say) -> None:
-    for name in runtime.control_actor_names():
-        if name.startswith(runtime.pool_manager_name("")):  # type: ignore[arg-type]
-            _ask(name, "pause", say)
-    for name in runtime.agent_names():
-        _ask(name, "reset_all", say)
-
-
-def _ask(name: str, method: str, say: Say) -> None:
-    try:
-        ray.get(getattr(runtime.actor(name), method).remote(), timeout=5)
-    except (ValueError, ray.exceptions.RayError) as error:
-        say(f"{name} does not answer to {method}: {type(error).__name__}")
-
-
-def _end_our_share() -> None:
-    """On a Ray that is not ours: our applications and actors, nothing else."""
-    manager = runtime.actor(runtime.CLUSTER_MANAGER)
-    settings: Settings = ray.get(manager.settings.remote(), timeout=15)
-    tps = runtime.planning_profile(settings).tps
-    ours = {ROUTER_APP} | {pool_app(pool.pool, tp) for pool in settings.pools for tp in tps}
-    for name in ours & set(serve.status().applications):
-        serve.delete(name)
-    if not serve.status().applications:
-        serve.shutdown()
-    for name in runtime.control_actor_names():
-        ray.kill(runtime.actor(name), no_restart=True)
-    runtime.free_training_gpus()

@@ -1,20 +1,20 @@
 """A local Ray head that outlives the command that started it, and is ended by process id, never by `ray stop`."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from wattray.errors import WattrayError
+from wattray.process_identity import ProcessIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,45 +26,8 @@ class Ports:
     metrics: int = 8090
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A control plane that is up, as the next command finds it."""
-
-    address: str
-    dashboard_url: str
-    metrics_port: int | None
-    run_dir: str
-    router_url: str
-    head_pid: int | None
-    """None where wattray attached to a Ray that was running already."""
-
-
-def state_file() -> Path:
-    """One control plane per user and temp folder."""
-    return Path(tempfile.gettempdir()) / f"wattray-{os.getuid()}" / "up.json"
-
-
-def save(running: Running) -> None:
-    path = state_file()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(running)))
-
-
-def load() -> Running | None:
-    """What is up, or None; a head that has died since counts as down."""
-    try:
-        values = json.loads(state_file().read_text())
-    except FileNotFoundError:
-        return None
-    running = Running(**values)
-    if running.head_pid is not None and not psutil.pid_exists(running.head_pid):
-        forget()
-        return None
-    return running
-
-
-def forget() -> None:
-    state_file().unlink(missing_ok=True)
+RUN_VARIABLE = "WATTRAY_RUN"
+"""In the environment of every process of a head: the name of its run folder, which proves whose it is."""
 
 
 def check_free(host: str, port: int, what: str, option: str) -> None:
@@ -79,14 +42,19 @@ def check_free(host: str, port: int, what: str, option: str) -> None:
             ) from None
 
 
-def start(gpus: int, ports: Ports, log_path: Path) -> subprocess.Popen[bytes]:
-    """Start a head with ``gpus`` simulated GPUs as Ray resources, in a session of its own; returns when it
-    answers. Raises WattrayError where a port is taken or Ray does not come up."""
+def start(
+    gpus: int, ports: Ports, log_path: Path, run: str, started: Callable[[ProcessIdentity], None] = lambda _: None
+) -> ProcessIdentity:
+    """Start a head with ``gpus`` GPUs as Ray resources, in a session of its own; returns when it answers.
+
+    ``started`` is told as soon as the process exists, so that it can be found again whatever happens then. Token mode
+    follows RAY_AUTH_MODE of this process. Raises WattrayError where a port is taken or Ray does not come up.
+    """
     check_free("127.0.0.1", ports.ray, "Ray", "--ray-port")
     check_free("127.0.0.1", ports.dashboard, "the Ray dashboard", "--dashboard-port")
     check_free("127.0.0.1", ports.metrics, "Ray's metrics endpoint", "--metrics-port")
     environment = dict(os.environ)
-    environment.setdefault("RAY_AUTH_MODE", "disabled")
+    environment[RUN_VARIABLE] = run
     environment.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray runs workers at nice 15; a router behind every other process of the host cannot hold a TTFT of 250 ms.
     environment.setdefault("RAY_worker_niceness", "0")
@@ -99,7 +67,7 @@ def start(gpus: int, ports: Ports, log_path: Path) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-m",
-        "ray.scripts.scripts",
+        "wattray.ray_head_main",
         "start",
         "--head",
         "--block",
@@ -115,10 +83,16 @@ def start(gpus: int, ports: Ports, log_path: Path) -> subprocess.Popen[bytes]:
         "--disable-usage-stats",
     ]
     with log_path.open("wb") as output:
-        head = subprocess.Popen(
+        child = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
         )
-    _wait_until_it_answers(head, ports, log_path)
+    head = ProcessIdentity.of(child.pid)
+    try:
+        started(head)
+        _wait_until_it_answers(child, ports, log_path)
+    except BaseException:
+        end(head)
+        raise
     return head
 
 
@@ -132,16 +106,12 @@ def _any_free_port() -> int:
 def _wait_until_it_answers(head: subprocess.Popen[bytes], ports: Ports, log_path: Path) -> None:
     waiting = {ports.ray, ports.dashboard}
     deadline_s = time.monotonic() + 60
-    try:
-        while waiting:
-            if head.poll() is not None or time.monotonic() > deadline_s:
-                tail = log_path.read_text(errors="replace")[-1500:]
-                raise WattrayError(f"Ray did not start (its log: {log_path}):\n{tail}")
-            time.sleep(0.2)
-            waiting = {port for port in waiting if not _listens(port)}
-    except BaseException:
-        end(head.pid)
-        raise
+    while waiting:
+        if head.poll() is not None or time.monotonic() > deadline_s:
+            tail = log_path.read_text(errors="replace")[-1500:]
+            raise WattrayError(f"Ray did not start:\n{tail}")
+        time.sleep(0.2)
+        waiting = {port for port in waiting if not _listens(port)}
 
 
 def _listens(port: int) -> bool:
@@ -150,19 +120,42 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def end(head_pid: int, patience_s: float = 3.0) -> None:
+def end(head: ProcessIdentity, patience_s: float = 3.0) -> None:
     """End a head that wattray started and everything it started: asked first, then made to. A raylet that is asked
-    waits ten seconds and more for its actors; ours have nothing left to save."""
-    try:
-        head = psutil.Process(head_pid)
-        family = {head, *head.children(recursive=True)}
-    except psutil.NoSuchProcess:
+    waits ten seconds and more for its actors; ours have nothing left to save. A process that only has the same pid by
+    now is left alone."""
+    process = head.process()
+    if process is None:
         return
-    head.send_signal(signal.SIGTERM)
-    psutil.wait_procs([head], timeout=patience_s)
+    family = {process}
     with suppress(psutil.NoSuchProcess):
-        family.update(head.children(recursive=True))
+        family.update(process.children(recursive=True))
+        process.send_signal(signal.SIGTERM)
+    psutil.wait_procs([process], timeout=patience_s)
+    with suppress(psutil.NoSuchProcess):
+        family.update(process.children(recursive=True))
+    _kill(family)
+
+
+def end_run(run: str) -> None:
+    """End every process of this user that carries the run's name in its environment: what is left of a head whose
+    first process is gone or was never recorded."""
+    _kill(set(processes_of(run)))
+
+
+def processes_of(run: str) -> Iterator[psutil.Process]:
+    """This user's processes that a head of this run started, itself included."""
+    for process in psutil.process_iter():
+        try:
+            if process.uids().real == os.geteuid() and process.environ().get(RUN_VARIABLE) == run:
+                yield process
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+
+
+def _kill(family: Collection[psutil.Process]) -> None:
     for process in family:
+        # psutil compares start times before it signals: a pid that was given anew is not hit.
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(family, timeout=5)

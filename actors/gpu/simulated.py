@@ -15,19 +15,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from control_plane.hardware.gpu_model import H100_SXM, Activity, GpuSpec, GpuState
+from control_plane.hardware.gpu_model import H100_SXM, IDLE, Activity, GpuSpec, GpuState
+from control_plane.ports import ClockEvent, Gpu, GpuError
 
-_MAGIC = b"wattray1"
+_MAGIC = b"wattray2"
 _HEADER = struct.Struct("<8sqq")
-_GPU = struct.Struct("<qqqqqqdddq")
-"""at_ns, freq, target, settles_at_ns, contexts, context's pid, sm, mem, energy_j, locks."""
+_GPU = struct.Struct("<qqqqqqdddqd")
+"""at_ns, freq, target, settles_at_ns, contexts, context's pid, sm, mem, energy_j, locks, power limit."""
 
 
 class SimulatedNode:
-    """The GPUs of one simulated node. ``create`` makes the file, ``open`` maps it from any process."""
+    """The GPUs of one simulated node, behind ``ports.GpuNode``. ``create`` makes the file; the constructor maps it from
+    any process. The GPU model lies beside it, so that every process charges the same one."""
 
-    def __init__(self, path: Path, spec: GpuSpec, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
-        self.path, self.spec, self._clock_ns = path, spec, clock_ns
+    def __init__(self, path: Path, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self.path, self._clock_ns = path, clock_ns
+        self.spec = GpuSpec.from_json(_spec_file(path).read_text())
+        self._tag = path.stem.removeprefix("gpus-")[:12] if path.stem.startswith("gpus-") else ""
         self._file = path.open("r+b")
         self._map = mmap.mmap(self._file.fileno(), 0)
         self._thread_lock = threading.Lock()
@@ -45,19 +49,33 @@ class SimulatedNode:
             now_ns = clock_ns()
             fresh = GpuState.at_default(spec, now_ns)
             body = b"".join(_pack(fresh, 0) for _ in range(count))
-            draft = path.with_suffix(f".{os.getpid()}")
-            draft.write_bytes(_HEADER.pack(_MAGIC, count, now_ns) + body)
-            draft.replace(path)
-        return cls(path, spec, clock_ns)
+            _write_whole(_spec_file(path), spec.to_json().encode())
+            _write_whole(path, _HEADER.pack(_MAGIC, count, now_ns) + body)
+        return cls(path, clock_ns)
 
     def close(self) -> None:
         self._map.close()
         self._file.close()
 
     def gpu(self, index: int) -> "SimulatedGpu":
-        if not 0 <= index < self.count:
-            raise IndexError(f"the node has GPUs 0..{self.count - 1}, not {index}")
-        return SimulatedGpu(self, index)
+        """Raises GpuError where the node has no such GPU."""
+        return SimulatedGpu(self, index, self.uuid_of(index))
+
+    def gpus(self) -> Sequence[Gpu]:
+        return [self.gpu(index) for index in range(self.count)]
+
+    def uuid_of(self, ray_index: int) -> str:
+        """UUIDs differ from node to node. Raises GpuError where the node has no such GPU."""
+        if not 0 <= ray_index < self.count:
+            raise GpuError(f"the node has GPUs 0..{self.count - 1}, not {ray_index}")
+        return "-".join(part for part in ("GPU-sim", self._tag, f"{ray_index:04d}") if part)
+
+    def index_of(self, uuid: str) -> int:
+        """Raises GpuError where the node has no such GPU."""
+        for index in range(self.count):
+            if self.uuid_of(index) == uuid:
+                return index
+        raise GpuError(f"node {self._tag or self.path} has no GPU {uuid}")
 
     def state(self, index: int) -> GpuState:
         """This GPU now, its energy integrated up to this moment."""
@@ -102,7 +120,7 @@ class SimulatedNode:
             if holder == pid:
                 self._write(index, state.with_contexts(self.spec, self._clock_ns(), 0), 0)
 
-    def reap_dead_contexts(self) -> int:
+    def reap(self) -> int:
         """Free GPUs whose process is gone, as a driver does; returns how many."""
         reaped = 0
         with self._locked():
@@ -120,6 +138,11 @@ class SimulatedNode:
             state, pid = self._read(index)
             self._write(index, state.locked(self.spec, now_ns, freq_mhz), pid)
 
+    def set_power_limit(self, index: int, power_w: float) -> None:
+        with self._locked():
+            state, pid = self._read(index)
+            self._write(index, state.limited(self.spec, self._clock_ns(), power_w), pid)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with self._thread_lock:
@@ -131,9 +154,9 @@ class SimulatedNode:
 
     def _read(self, index: int) -> tuple[GpuState, int]:
         values = _GPU.unpack_from(self._map, _HEADER.size + index * _GPU.size)
-        at_ns, freq_mhz, target_mhz, settles_at_ns, contexts, pid, sm, mem, energy_j, locks = values
+        at_ns, freq_mhz, target_mhz, settles_at_ns, contexts, pid, sm, mem, energy_j, locks, limit_w = values
         activity = Activity(sm, mem)
-        return GpuState(at_ns, freq_mhz, target_mhz, settles_at_ns, contexts, activity, energy_j, locks), pid
+        return GpuState(at_ns, freq_mhz, target_mhz, settles_at_ns, contexts, activity, energy_j, locks, limit_w), pid
 
     def _write(self, index: int, state: GpuState, pid: int) -> None:
         start = _HEADER.size + index * _GPU.size
@@ -152,49 +175,82 @@ def _pack(state: GpuState, pid: int) -> bytes:
         state.activity.mem,
         state.energy_j,
         state.locks,
+        state.limit_w,
     )
+
+
+def _spec_file(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}-{os.getpid()}")
+    draft.write_bytes(content)
+    draft.replace(path)
 
 
 class SimulatedGpu:
     """One GPU of a simulated node, behind the same protocol as NVML."""
 
-    def __init__(self, node: SimulatedNode, index: int) -> None:
-        self._node, self._index = node, index
+    def __init__(self, node: SimulatedNode, index: int, uuid: str) -> None:
+        self._node, self._index, self.uuid = node, index, uuid
 
     @property
-    def uuid(self) -> str:
-        return simulated_uuid(self._index)
+    def name(self) -> str:
+        return self._node.spec.name
 
     def supported_freqs_mhz(self) -> Sequence[int]:
         return self._node.spec.freqs_mhz
 
-    def lock_freq(self, freq_mhz: int) -> None:
+    def lock_freq(self, max_mhz: int) -> None:
         """Raises ValueError outside the supported range: a typo must not slow a GPU to its lowest clock."""
         low, high = self._node.spec.freqs_mhz[0], self._node.spec.max_freq_mhz
-        if not low <= freq_mhz <= high:
-            raise ValueError(f"{self.uuid}: {freq_mhz} MHz is outside {low}..{high} MHz")
-        self._node.lock_freq(self._index, freq_mhz)
+        if not low <= max_mhz <= high:
+            raise ValueError(f"{self.uuid}: {max_mhz} MHz is outside {low}..{high} MHz")
+        self._node.lock_freq(self._index, max_mhz)
 
     def reset_freq(self) -> None:
         self._node.lock_freq(self._index, self._node.spec.max_freq_mhz)
 
     def freq_mhz(self) -> int:
-        return self._node.state(self._index).freq_mhz
+        return self._state().freq_mhz
+
+    def locked_mhz(self) -> int | None:
+        return self._state().target_mhz
 
     def power_w(self) -> float:
-        return self._node.state(self._index).power_w(self._node.spec)
+        return self._state().power_w(self._node.spec)
 
     def energy_j(self) -> float:
-        return self._node.state(self._index).energy_j
+        return self._state().energy_j
 
+    def power_limits_w(self) -> tuple[float, float, float]:
+        limit_w = self._node.spec.power_limit_w
+        return self._node.spec.context_w, limit_w, limit_w
 
-def simulated_uuid(index: int) -> str:
-    return f"GPU-sim-{index:04d}"
+    def power_limit_w(self) -> float:
+        return min(self._state().limit_w, self._node.spec.power_limit_w)
 
+    def set_power_limit(self, power_w: float) -> None:
+        """Power is cut off at the limit; the time that work takes does not grow with it yet."""
+        low_w, _, high_w = self.power_limits_w()
+        if not low_w <= power_w <= high_w:
+            raise ValueError(f"{self.uuid}: {power_w} W is outside {low_w}..{high_w} W")
+        self._node.set_power_limit(self._index, power_w)
 
-def simulated_index(uuid: str) -> int:
-    """Raises ValueError for the UUID of no simulated GPU."""
-    prefix, _, number = uuid.rpartition("-")
-    if prefix != "GPU-sim" or not number.isdigit():
-        raise ValueError(f"{uuid!r} is not the UUID of a simulated GPU")
-    return int(number)
+    def reset_power_limit(self) -> None:
+        self._node.set_power_limit(self._index, self._node.spec.power_limit_w)
+
+    def clock_events(self) -> frozenset[ClockEvent]:
+        state, spec = self._state(), self._node.spec
+        events = set()
+        if state.contexts == 0 or state.activity == IDLE:
+            events.add(ClockEvent.IDLE)
+        elif state.power_w(spec) >= min(state.limit_w, spec.power_limit_w):
+            events.add(ClockEvent.POWER_CAP)
+        if state.target_mhz < spec.max_freq_mhz:
+            events.add(ClockEvent.APPLICATION)
+        return frozenset(events)
+
+    def _state(self) -> GpuState:
+        return self._node.state(self._index)

@@ -122,8 +122,8 @@ class CoalescedReplica:
         for _, key, prompt, input_tokens, _ in self._prefilling:
             if prompt == input_tokens:
                 return now_ps - arrival_ps[key]
-        for _, key, _, _, generated, kv_arrived in self._waiting:
-            if not generated and not kv_arrived:
+        for _, key, _, _, generated, _ in self._waiting:
+            if not generated:
                 return now_ps - arrival_ps[key]
         return 0
 
@@ -201,7 +201,7 @@ class CoalescedReplica:
             decoding, context = self._decoding, self._context
         elif self.first_tokens:
             self.first_tokens = _NOBODY
-        if decoding and context + self._reserved + decoding > self._room:
+        if context + self._reserved > self._room:
             self._preempt_until_it_fits(now_ps)
         self._begin(now_ps)
         return finished
@@ -289,9 +289,9 @@ class CoalescedReplica:
         self._power = self._power_w[decoding]
         repeats = self._finishing[0][0] - self._iterations
         if decoding > 1:
-            fits = (self._room - decoding - context) // decoding + 1
-            if fits < repeats:
-                repeats = fits if fits > 1 else 1
+            overflows = (self._room - context) // decoding + 1
+            if overflows < repeats:
+                repeats = overflows
         duration = self._duration = self._alpha[decoding] + self._context_ps * context
         growth = self._growth = self._context_ps * decoding
         self._repeats = repeats
@@ -304,10 +304,9 @@ class CoalescedReplica:
         while waiting:
             order, key, input_tokens, output_tokens, generated, kv_arrived = waiting[0]
             prompt = input_tokens + generated
-            if (
-                self._decoding + len(prefilling) >= self._most_requests
-                or self._context + self._reserved + prompt + 1 > self._room
-            ):
+            batch = self._decoding + len(prefilling)
+            needed = prompt + kv_arrived + batch + 1
+            if batch >= self._most_requests or self._context + self._reserved + needed > self._room:
                 return
             waiting.popleft()
             if kv_arrived:
@@ -316,8 +315,7 @@ class CoalescedReplica:
                 end, total = self._iterations + output_tokens - 1, input_tokens + output_tokens
                 entry = (end, order, key, total, output_tokens, self._seat_energy, self._spells)
                 heappush(self._finishing, entry)
-                self._gaps.late_request.append(key)
-                self._gaps.late_ps.append(now_ps - self._columns.first_token_ps[key])
+                self._columns.first_token_ps[key] = now_ps
                 continue
             self._reserved += prompt
             prefilling.append((order, key, prompt, input_tokens, output_tokens))
@@ -364,11 +362,9 @@ class CoalescedReplica:
             self.wake_ps = self._start + repeats * duration + growth * (repeats * (repeats - 1) // 2)
 
     def _preempt_until_it_fits(self, now_ps: int) -> None:
-        """Every decoder needs one more KV slot: where they do not fit, the newest lose theirs and recompute."""
+        """While the next iteration would occupy more than the KV cache, the newest decoder loses its entries."""
         finishing = self._finishing
-        while self._decoding and self._context + self._reserved + self._decoding > self._room:
-            if self._decoding == 1 and not self._prefilling:
-                return
+        while self._context + self._reserved > self._room:
             newest = max(finishing, key=lambda item: item[1])
             finishing.remove(newest)
             heapify(finishing)

@@ -4,7 +4,9 @@ Power is what idles plus what memory traffic and the SMs draw at the current clo
 because power only changes at the moments that ``advance`` is told about.
 """
 
-from dataclasses import dataclass, replace
+import json
+import math
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -73,12 +75,27 @@ class GpuSpec:
         below = [freq for freq in self.freqs_mhz if freq <= freq_mhz]
         return below[-1] if below else self.freqs_mhz[0]
 
-    def power_w(self, freq_mhz: int, contexts: int, activity: Activity) -> float:
+    def power_w(self, freq_mhz: int, contexts: int, activity: Activity, limit_w: float = math.inf) -> float:
+        """Watts of one GPU; ``limit_w`` is a lower power limit than its own, if one is set."""
         if contexts == 0:
             return self.idle_w
         drawn_w = self.context_w + self.mem_w * activity.mem
         drawn_w += self.sm_w * activity.sm * self.sm_scale(freq_mhz)
-        return min(drawn_w, self.power_limit_w)
+        return min(drawn_w, self.power_limit_w, limit_w)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises ValueError for a text that describes no GPU."""
+        try:
+            values = json.loads(text)
+            shares = values.pop("sm_shares")
+            freqs_mhz = tuple(values.pop("freqs_mhz"))
+            return cls(**values, freqs_mhz=freqs_mhz, sm_shares=None if shares is None else tuple(shares))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no GPU model: {error}") from None
 
 
 H100_SXM = GpuSpec(
@@ -112,6 +129,8 @@ class GpuState:
     energy_j: float = 0.0
     locks: int = 0
     """How many lock or reset requests the driver took."""
+    limit_w: float = math.inf
+    """A power limit below the GPU's own; infinite where none is set."""
 
     @classmethod
     def at_default(cls, spec: GpuSpec, now_ns: int) -> Self:
@@ -125,9 +144,9 @@ class GpuState:
         at_ns, freq_mhz, energy_j = self.at_ns, self.freq_mhz, self.energy_j
         if freq_mhz != self.target_mhz and self.settles_at_ns <= now_ns:
             settled_ns = max(self.settles_at_ns, at_ns)
-            energy_j += spec.power_w(freq_mhz, self.contexts, self.activity) * (settled_ns - at_ns) * 1e-9
+            energy_j += self._drawn_w(spec, freq_mhz) * (settled_ns - at_ns) * 1e-9
             at_ns, freq_mhz = settled_ns, self.target_mhz
-        energy_j += spec.power_w(freq_mhz, self.contexts, self.activity) * (now_ns - at_ns) * 1e-9
+        energy_j += self._drawn_w(spec, freq_mhz) * (now_ns - at_ns) * 1e-9
         return replace(self, at_ns=now_ns, freq_mhz=freq_mhz, energy_j=energy_j)
 
     def with_activity(self, spec: GpuSpec, now_ns: int, activity: Activity) -> Self:
@@ -151,5 +170,12 @@ class GpuState:
             locks=now.locks + 1,
         )
 
+    def limited(self, spec: GpuSpec, now_ns: int, limit_w: float) -> Self:
+        """From ``now_ns`` on no more than ``limit_w`` is drawn."""
+        return replace(self.advance(spec, now_ns), limit_w=limit_w)
+
     def power_w(self, spec: GpuSpec) -> float:
-        return spec.power_w(self.freq_mhz, self.contexts, self.activity)
+        return self._drawn_w(spec, self.freq_mhz)
+
+    def _drawn_w(self, spec: GpuSpec, freq_mhz: int) -> float:
+        return spec.power_w(freq_mhz, self.contexts, self.activity, self.limit_w)

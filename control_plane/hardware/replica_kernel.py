@@ -268,7 +268,7 @@ def fire(
             if tally.keep_log:
                 scratch.log[tally.logged] = row.number << 33 | key << 1 | 1
                 tally.logged += 1
-    if row.decoding and row.context + row.reserved + row.decoding > row.room:
+    if row.context + row.reserved > row.room:
         preempt_until_it_fits(row, r, now_ps, seats, batches, fates)
     begin(row, r, now_ps, seats, speeds, batches, fates)
 
@@ -370,8 +370,7 @@ def begin(
     row.power_w = speeds.power_w[row.table, decoding]
     repeats = batches.ends[r, 0] - row.iterations
     if decoding > 1:
-        fits = (row.room - decoding - context) // decoding + 1
-        repeats = min(repeats, max(fits, 1))
+        repeats = min(repeats, (row.room - context) // decoding + 1)
     duration_ps = speeds.alpha_ps[row.table, decoding] + row.context_ps * context
     growth_ps = row.context_ps * decoding
     row.duration_ps = duration_ps
@@ -388,7 +387,8 @@ def admit(row: ReplicaRow, seats: Sequence[Seat]) -> None:
         taken = row.first_waiting
         seat = seats[taken]
         prompt = seat.input_tokens + seat.generated
-        if row.decoding + row.prefilling >= row.most_requests or row.context + row.reserved + prompt + 1 > row.room:
+        batch = row.decoding + row.prefilling
+        if batch >= row.most_requests or row.context + row.reserved + prompt + batch + 1 > row.room:
             return
         row.first_waiting = seat.following
         row.waiting -= 1
@@ -457,11 +457,9 @@ def preempt_until_it_fits(
     batches: Batches,
     fates: Fates,
 ) -> None:
-    """Every decoder needs one more KV slot: where they do not fit, the newest lose theirs and recompute."""
+    """While the next iteration would occupy more than the KV cache, the newest decoder loses its entries."""
     ends, seated, kinds, _ = batches
-    while row.decoding and row.context + row.reserved + row.decoding > row.room:
-        if row.decoding == 1 and not row.prefilling:
-            return
+    while row.context + row.reserved > row.room:
         newest = 0
         for i in range(1, row.decoding):
             if seats[seated[r, i]].order > seats[seated[r, newest]].order:

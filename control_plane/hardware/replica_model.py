@@ -3,6 +3,26 @@
 The virtual-time simulator steps it by events and the live simulated engine by wall time: the model never asks
 what time it is. A decoder gains one token every iteration, so nothing is touched per token: an entry remembers the
 iteration in which it began to decode.
+
+The batch. Requests are admitted first come, first served, when an iteration begins. An iteration carries one token of
+every decoder and then prefill chunks, in order of admission, up to ``batch_tokens``. The iteration that ends a prefill
+yields the request's first token; every later iteration yields one more, and the request leaves with its last.
+
+The KV cache. An iteration writes the KV entries of the tokens that it processes. A token that was just sampled has no
+entry yet: the next iteration processes it and writes one. A decoder of ``c`` tokens, prompt and generated, therefore
+occupies ``c`` entries in the next iteration, its newest token's among them. A prompt occupies its whole length from
+admission on. ``kv_used_tokens`` is the sum: what the next iteration occupies, with every newest token counted once.
+
+* A request is admitted while there is room for its prompt and for the next token of every request in the batch,
+  itself included: ``kv_used + prompt + requests + 1 <= kv_tokens``. So an iteration that admits anybody throws nobody
+  out at its end. A request whose KV cache comes from another replica brings its first token along, which goes to the
+  client on admission: its prompt counts one more.
+* After an iteration, while ``kv_used > kv_tokens``, the newest decoder gives way. It frees all its entries and waits at
+  the head of the queue; once admitted again it prefills its prompt and all that it had generated (as vLLM recomputes),
+  which yields its next token. A prompt that is being prefilled keeps its place.
+* A request is refused where its prompt and all its output exceed the cache (vLLM's ``max_model_len``). So a decoder
+  that is alone always fits, and an empty replica admits any request that it accepted.
+* A request that completes or is cancelled frees its entries at once.
 """
 
 import heapq
@@ -18,7 +38,8 @@ PS_PER_S = 10**12
 
 class IterationTimes(Protocol):
     """Integer time tables of one tensor parallelism. An iteration lasts ``alpha_ps(clock)[tokens] + context_ps x
-    (sum of the decoders' contexts) + attention_ps(clock) x (prefill chunk's tokens x tokens before them)``."""
+    (sum of the decoders' contexts) + attention_ps(clock) x units``. A context counts prompt and generated tokens. Every
+    prefilled token adds as many units as it attends to: itself and the tokens before it."""
 
     @property
     def context_ps(self) -> int: ...
@@ -67,14 +88,14 @@ class _Entry:
     submitted_ps: int
     order: int
     generated: int = 0
-    """Tokens generated before the current decoding spell."""
+    """Tokens generated before it last began to decode."""
     prefilled: int = 0
     decoding_since: int | None = None
-    """The iteration count when the current decoding spell began."""
+    """The iteration count when it last began to decode; None while it does not."""
     first_token_sent: bool = False
     gone: bool = False
     kv_arrived: bool = False
-    """Prefilled elsewhere: its first token is out and its KV cache is here."""
+    """Prefilled elsewhere: its KV cache and its first token are here, and the client gets that token on admission."""
 
     @property
     def prompt(self) -> int:
@@ -113,6 +134,7 @@ class ReplicaModel:
 
     @property
     def kv_used_tokens(self) -> int:
+        """KV entries that the batch occupies in the iteration under way or, between two, in the next one."""
         return self._kv_reserved + self._decode_context
 
     @property
@@ -120,7 +142,7 @@ class ReplicaModel:
         return bool(self._entries)
 
     def oldest_wait_ps(self, now_ps: int) -> int:
-        """How long the request that has waited longest for its first token has waited."""
+        """How long the first in line for a first token has waited since it was submitted; 0 where nobody is."""
         for queue in (self._prefilling, self._waiting):
             for entry in queue:
                 if not entry.gone and not entry.first_token_sent:
@@ -130,8 +152,8 @@ class ReplicaModel:
     def generated(self, key: Hashable) -> int:
         """Tokens generated so far for a request that is here."""
         entry = self._entries[key]
-        spell = 0 if entry.decoding_since is None else self._iterations - entry.decoding_since
-        return entry.generated + spell
+        since = 0 if entry.decoding_since is None else self._iterations - entry.decoding_since
+        return entry.generated + since
 
     def shares(self) -> tuple[tuple[Hashable, int], ...]:
         """Who has how many tokens in the iteration under way."""
@@ -143,9 +165,9 @@ class ReplicaModel:
     def submit(
         self, key: Hashable, input_tokens: int, output_tokens: int, now_ps: int, kv_arrived: bool = False
     ) -> None:
-        """Queue a request. ``kv_arrived``: another replica prefilled it and sent its KV cache; it still has
-        ``output_tokens - 1`` to generate. Raises ValueError where it could never run: no tokens, a key already
-        here, or more tokens than the KV cache holds."""
+        """Queue a request. ``kv_arrived``: another replica prefilled it and sent its KV cache and first token; it
+        still has ``output_tokens - 1`` to generate. Raises ValueError where it could never run: no tokens, a key
+        already here, or more tokens than the KV cache holds."""
         if input_tokens < 1 or output_tokens < 1:
             raise ValueError(f"request {key!r}: {input_tokens} input and {output_tokens} output tokens; need >= 1")
         if input_tokens + output_tokens > self.limits.kv_tokens:
@@ -160,7 +182,7 @@ class ReplicaModel:
         if kv_arrived:
             if output_tokens < 2:
                 raise ValueError(f"request {key!r} has nothing left to decode: its one token came with its prefill")
-            entry.kv_arrived = entry.first_token_sent = True
+            entry.kv_arrived = True
         self._entries[key] = entry
         self._waiting.append(entry)
 
@@ -244,12 +266,14 @@ class ReplicaModel:
                 self._waiting.popleft()
                 self._gone_waiting -= 1
                 continue
-            full = self._decoding + len(self._prefilling) >= self.limits.batch_requests
-            if full or self.kv_used_tokens + entry.prompt + 1 > self.limits.kv_tokens:
+            batch = self._decoding + len(self._prefilling)
+            needed = entry.prompt + entry.kv_arrived + batch + 1
+            if batch >= self.limits.batch_requests or self.kv_used_tokens + needed > self.limits.kv_tokens:
                 return
             self._waiting.popleft()
             if entry.kv_arrived:
                 entry.kv_arrived = False
+                entry.first_token_sent = True
                 self._enter_decoding(entry, [])
                 continue
             entry.prefilled = 0
@@ -278,13 +302,11 @@ class ReplicaModel:
         self._decode_context -= entry.input_tokens + entry.generated
 
     def _preempt_until_it_fits(self) -> tuple[Hashable, ...]:
-        """Every decoder needs one more KV slot: where they do not fit, the newest lose theirs and recompute."""
+        """While the next iteration would occupy more than the KV cache, the newest decoder loses its entries."""
         preempted: list[Hashable] = []
-        while self._decoding and self.kv_used_tokens + self._decoding > self.limits.kv_tokens:
-            decoding = [entry for entry in self._entries.values() if entry.decoding_since is not None]
+        while self.kv_used_tokens > self.limits.kv_tokens:
+            decoding = (entry for entry in self._entries.values() if entry.decoding_since is not None)
             newest = max(decoding, key=lambda entry: entry.order)
-            if len(decoding) == 1 and not self._prefilling:
-                break
             self._leave_decoding(newest)
             self._finishing = [item for item in self._finishing if item[2] is not newest]
             heapq.heapify(self._finishing)

@@ -19,6 +19,8 @@ class RequestColumns:
     started_ps: "array[int]"
     """When its first prefill chunk began; until then it queued."""
     first_token_ps: "array[int]"
+    """When the client got it: at the end of the prefill or, with phases apart, when a decode replica took the request
+    into its batch."""
     finished_ps: "array[int]"
     energy_wps: "array[float]"
     replica: "array[int]"
@@ -39,7 +41,7 @@ class RequestColumns:
 class TokenGaps:
     """Times between tokens, of all replicas together. A spell is some iterations in a row of one replica; spells are
     numbered per replica from 0, and a request decoded in those of a range. Gaps that a spell does not hold
-    (recomputation after a preemption, the way from a prefill to a decode replica) are listed one by one.
+    (recomputation after a preemption) are listed one by one.
 
     Two numbers share 64 bits, the first in the upper half: it is written millions of times.
     """

@@ -73,7 +73,8 @@ class Machine:
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
     """Steady state of one replica: mean TBT and P99 TTFT per input class in seconds, requests in the batch, watts.
-    KV use and decoding requests also as their 99th percentile, which is what must fit."""
+    KV use and decoding requests also as their 99th percentile, which is what must fit. That of KV use has the room
+    which ``replica_model`` asks for before it admits one more request: its prompt and everybody's next token."""
 
     saturated: bool
     utilisation: float
@@ -156,7 +157,7 @@ def steady_state(machine: Machine, parts: Sequence[tuple[InputClass, ClassLoad]]
         ttft_p99_s=ttft_p99_s,
         power_w=power_w,
         kv_tokens=kv_tokens,
-        kv_p99_tokens=kv_tokens + prompt + KV_Z * kv_deviation,
+        kv_p99_tokens=kv_tokens + KV_Z * kv_deviation + prompt + decoding + held + 1.0,
         decoding_p99=decoding + _TAIL_Z * math.sqrt(swing),
     )
 

@@ -1,9 +1,10 @@
-"""The hierarchy: one controller for the cluster and one per pool, each ``step(snapshot) -> Step``.
+"""The two-level hierarchy of the policy ``wattray``: a controller for the cluster and one per pool.
 
-Cluster: GPUs per pool, rarely. Pool: replicas and tensor parallelism now and then, clocks every few seconds. The
-same objects run in virtual time and inside Ray actors.
+The cluster's controller shares the GPUs among the pools, rarely. A pool's controller plans replicas and tensor
+parallelism now and then, and clocks every few seconds.
 """
 
+import math
 from collections.abc import Mapping
 
 from control_plane.actions import Action, SetFrequency, SetGpuBudget, Step
@@ -29,7 +30,7 @@ TRICKLE_RPS = 0.05
 """A pool that sees nothing is planned for one request of each of its classes in twenty seconds."""
 
 
-class ClusterController:
+class LeastPowerCluster:
     """Shares the GPUs among the pools: what each needs for its predicted load, the rest as spare room."""
 
     def __init__(self, settings: Settings, profile: EnergyProfile, idle_gpu_w: float) -> None:
@@ -43,7 +44,7 @@ class ClusterController:
             for pool in self._settings.pools
         }
         actions: list[Action] = []
-        for pool, gpus in share_gpus(needs, seen.gpus).items():
+        for pool, gpus in share_gpus(needs, seen.gpus, min(self._profile.tps)).items():
             if gpus != seen.gpu_budgets.get(pool):
                 rps = seen.forecast.get(pool, Load()).rps
                 actions.append(SetGpuBudget(pool, gpus, f"forecast {rps:.2f} rps needs {needs[pool]} GPUs"))
@@ -55,23 +56,31 @@ class ClusterController:
         return gpus if plan is None else plan.gpus
 
 
-def share_gpus(needs: Mapping[PoolName, int], gpus: int) -> dict[PoolName, int]:
-    """Budgets that sum to ``gpus``: the needs where they fit and the spare in proportion to them, so that a pool
-    can overlap two shapes; shares in proportion where they do not. Even numbers: the smallest shape is TP2."""
-    total = sum(needs.values())
-    if not needs or total == 0:
-        return dict.fromkeys(needs, 0)
-    budgets = {pool: gpus * need // total // 2 * 2 for pool, need in needs.items()}
-    left = gpus - sum(budgets.values())
-    for pool in sorted(needs, key=lambda name: (budgets[name] - needs[name], name)):
-        if left < 2:
-            break
-        budgets[pool] += 2
-        left -= 2
-    return budgets
+def share_gpus(needs: Mapping[PoolName, int], gpus: int, smallest: int) -> dict[PoolName, int]:
+    """Budgets that sum to at most ``gpus``, in multiples of ``smallest``, the GPUs of the smallest replica.
+
+    Every pool that needs any gets room for one replica first, the neediest pools before the others where not all
+    fit. The rest follows the needs in proportion, spare GPUs too: a pool can then overlap two shapes.
+    """
+    total, units = sum(needs.values()), gpus // smallest
+    wanted = {pool: math.ceil(need / smallest) for pool, need in needs.items()}
+    neediest = sorted((pool for pool in needs if needs[pool] > 0), key=lambda pool: (-needs[pool], pool))
+    if sum(wanted.values()) <= units:
+        given = dict(wanted)
+    else:
+        given = dict.fromkeys(needs, 0) | dict.fromkeys(neediest[:units], 1)
+    left = units - sum(given.values())
+    missing = {pool: max(0.0, units * needs[pool] / total - given[pool]) for pool in neediest if given[pool]}
+    most = sum(missing.values())
+    for pool, share in missing.items():
+        given[pool] += int(left * share / most) if most > 0 else 0
+    left = units - sum(given.values())
+    for pool in sorted(missing, key=lambda pool: (given[pool] - units * needs[pool] / total, pool))[:left]:
+        given[pool] += 1
+    return {pool: count * smallest for pool, count in given.items()}
 
 
-class PoolController:
+class LeastPowerPool:
     """One pool: plans replicas every ``cadence.pool_s`` (at once in an emergency) and clocks every
     ``cadence.frequency_s``."""
 
@@ -96,17 +105,9 @@ class PoolController:
         self._next_plan_s = float("-inf")
         self._enough_since_s: float | None = None
 
-    @property
-    def plan(self) -> PoolPlan | None:
-        return self._plan
-
-    @property
-    def input_classes(self) -> tuple[InputClass, ...]:
-        return self._pool.input_classes
-
-    @property
-    def full_clock_mhz(self) -> int:
-        return self._profile.freqs_mhz[-1]
+    def plan(self) -> str:
+        """What it is heading for, for people."""
+        return "none yet" if self._plan is None else f"{self._plan.replicas} x {self._plan.shape}"
 
     def step(self, seen: PoolSnapshot) -> Step:
         if seen.now_s >= self._next_plan_s or self._overloaded(seen):
@@ -167,7 +168,7 @@ class PoolController:
             return self._plan.shape.tp, self._plan.replicas
         counts: dict[int, int] = {}
         for view in seen.replicas:
-            if view.state in (ReplicaState.STARTING, ReplicaState.READY):
+            if view.counts:
                 counts[view.tp] = counts.get(view.tp, 0) + 1
         if not counts:
             return None

@@ -13,7 +13,6 @@ class ClockChoice:
 
     freq_mhz: int
     why: str
-    urgent: bool = False
 
 
 def least_power_freq(profile: EnergyProfile, tp: int, load: Load) -> int | None:
@@ -47,11 +46,11 @@ class FrequencyPolicy:
         if replica.oldest_wait_s > self._urgent_wait_s:
             self._raised_at_s[replica.replica_id] = now_s
             waited_ms = replica.oldest_wait_s * 1000
-            return ClockChoice(top, f"a first token waits for {waited_ms:.0f} ms: full clock", urgent=True)
+            return ClockChoice(top, f"a first token waits for {waited_ms:.0f} ms: full clock")
         wanted = least_power_freq(self._profile, replica.tp, load.scaled(1 + self._settings.headroom_ratio))
         if wanted is None:
             self._raised_at_s[replica.replica_id] = now_s
-            return ClockChoice(top, f"{load.rps:.2f} rps is more than any clock carries: full clock", urgent=True)
+            return ClockChoice(top, f"{load.rps:.2f} rps is more than any clock carries: full clock")
         why = f"least power that holds the SLO at {load.rps:.2f} rps"
         if wanted > replica.freq_mhz:
             self._raised_at_s[replica.replica_id] = now_s

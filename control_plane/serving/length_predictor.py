@@ -1,7 +1,5 @@
 """How many tokens a request will generate: a running table by input class, from completed requests only."""
 
-from dataclasses import dataclass
-
 from control_plane.domain import InputClass, OutputClass
 
 PRIOR_SHARES = {
@@ -14,14 +12,6 @@ PRIOR_SHARES = {
 PRIOR_TOKENS = {OutputClass.SHORT: 40.0, OutputClass.MEDIUM: 200.0, OutputClass.LONG: 430.0}
 PRIOR_WEIGHT = 20.0
 """The prior counts as this many requests per input class."""
-
-
-@dataclass(frozen=True, slots=True)
-class LengthPrediction:
-    """The likeliest output class, and the expected tokens over all classes."""
-
-    output_class: OutputClass
-    expected_tokens: float
 
 
 _ORDER = tuple(OutputClass)
@@ -39,17 +29,9 @@ class LengthTable:
             counts = self._counts[name] = [PRIOR_WEIGHT * share / total for share in shares]
             self._tokens[name] = [count * PRIOR_TOKENS[out] for count, out in zip(counts, _ORDER, strict=True)]
 
-    def predict(self, input_tokens: int, max_tokens: int) -> LengthPrediction:
-        """Never more than ``max_tokens``: a generation stops there whatever its class."""
-        counts = self._counts[InputClass.of(input_tokens)]
-        likeliest = _ORDER[counts.index(max(counts))]
-        ceiling = OutputClass.of(max_tokens)
-        if _ORDER.index(ceiling) < _ORDER.index(likeliest):
-            likeliest = ceiling
-        return LengthPrediction(likeliest, self.expected_tokens(input_tokens, max_tokens))
-
     def expected_tokens(self, input_tokens: int, max_tokens: int) -> float:
-        """The mean over all output classes, each of them cut at ``max_tokens``."""
+        """Expected output tokens: the mean over all output classes, each of them cut at ``max_tokens``, because a
+        generation stops there whatever its class."""
         name = InputClass.of(input_tokens)
         short, medium, long = self._counts[name]
         a, b, c = self._tokens[name]

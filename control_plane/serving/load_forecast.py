@@ -6,7 +6,8 @@ Reads ARRIVALS, never completions: completed requests hide overload.
 import math
 from bisect import bisect_left, bisect_right
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from control_plane.domain import ClassLoad, InputClass, Load
 from control_plane.settings import ForecastSettings
@@ -19,6 +20,14 @@ class Arrival:
     at_s: float
     input_tokens: int
     expected_output_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What the load forecaster says: the load seen now, and the upper bound for the next period."""
+
+    reactive: Load = field(default_factory=Load)
+    upper: Load = field(default_factory=Load)
 
 
 class ArrivalWindow:
@@ -94,6 +103,9 @@ class WindowForecaster:
         once and a lull of a few seconds is not taken for an ebb."""
         return self._arrivals.load(now_s, self._window_s).at_least(self._arrivals.load(now_s, self._settings.bin_s))
 
+    def forecast(self, now_s: float) -> Forecast:
+        return Forecast(self.reactive(now_s), self.predict(now_s))
+
     def predict(self, now_s: float) -> Load:
         """Upper load over the next window."""
         upper = self._from_arrivals(now_s).at_least(self._held_peak(now_s))
@@ -127,3 +139,13 @@ class WindowForecaster:
         wanted_rps = max(recent.rps * max(1.0, trend), last_rps)
         wanted_rps = min(wanted_rps, settings.max_growth_ratio * self._highest_rps)
         return recent.scaled(wanted_rps / recent.rps)
+
+
+def load_of(requests: Sequence[tuple[int, int]], duration_s: float) -> Load:
+    """The load of (input tokens, output tokens) pairs spread over ``duration_s``."""
+    parts: dict[InputClass, ClassLoad] = {}
+    for input_tokens, output_tokens in requests:
+        one = ClassLoad(1 / duration_s, input_tokens, output_tokens)
+        name = InputClass.of(input_tokens)
+        parts[name] = parts[name] + one if name in parts else one
+    return Load(parts)

@@ -14,7 +14,6 @@ class PoolPlan:
     shape: Shape
     replicas: int
     power_w: float
-    feasible: bool
 
     @property
     def gpus(self) -> int:
@@ -27,7 +26,7 @@ def least_power_plan(
     """The cheapest (TP, clock, count) within the budget that carries ``load`` within the SLO.
 
     ``idle_gpu_w`` is saved for every GPU left out, so it is credited per GPU used. Where nothing fits, the plan
-    with the most capacity is returned with ``feasible=False``; None only where not even one replica fits.
+    with the most capacity is returned; None only where not even one replica fits.
     """
     plans = [
         plan
@@ -44,7 +43,7 @@ def plan_at(profile: EnergyProfile, load: Load, tp: int, replicas: int, idle_gpu
     """The cheapest clock for so many replicas of this TP, or None where no clock holds the SLO."""
     share = load.scaled(1 / replicas)
     fitting = [
-        PoolPlan(shape, replicas, replicas * (profile.power_w(shape, share) - tp * idle_gpu_w), True)
+        PoolPlan(shape, replicas, replicas * (profile.power_w(shape, share) - tp * idle_gpu_w))
         for shape in (Shape(tp, freq) for freq in profile.freqs_mhz)
         if profile.meets_slo(shape, share)
     ]
@@ -79,4 +78,4 @@ def _most_capacity(profile: EnergyProfile, load: Load, gpu_budget: int) -> PoolP
     capacity = {shape: (gpu_budget // shape.tp) * profile.max_load(shape, load) for shape in shapes}
     best = max(shapes, key=lambda shape: (capacity[shape], shape.tp))
     replicas = gpu_budget // best.tp
-    return PoolPlan(best, replicas, replicas * profile.power_w(best, load.scaled(1 / replicas)), False)
+    return PoolPlan(best, replicas, replicas * profile.power_w(best, load.scaled(1 / replicas)))

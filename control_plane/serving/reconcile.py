@@ -5,8 +5,6 @@ from control_plane.actions import SetReplicas
 from control_plane.domain import PoolName, ReplicaState, ReplicaView
 from control_plane.serving.pool_policy import PoolPlan
 
-_COUNTED = frozenset({ReplicaState.STARTING, ReplicaState.READY})
-
 
 def reconcile(
     pool: PoolName, plan: PoolPlan, seen: tuple[ReplicaView, ...], gpu_budget: int, why: str
@@ -32,4 +30,4 @@ def reconcile(
 
 
 def _count(seen: tuple[ReplicaView, ...], tp: int) -> int:
-    return sum(view.tp == tp and view.state in _COUNTED for view in seen)
+    return sum(view.tp == tp and view.counts for view in seen)

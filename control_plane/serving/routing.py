@@ -68,10 +68,6 @@ class RouterLedger:
         for replica_id in idle:
             del self._accounts[replica_id]
 
-    def in_flight(self, replica_id: ReplicaId) -> int:
-        account = self._accounts.get(replica_id)
-        return 0 if account is None else len(account.in_prefill) + account.decoding
-
     def expected_ttft_s(self, candidate: Candidate, input_tokens: int) -> float:
         """Prefill backlog and own prompt at this replica's speed; every decoder takes its token first."""
         account = self._accounts.get(candidate.replica_id)

@@ -9,21 +9,17 @@ from control_plane.domain import Slo
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.request_columns import RequestColumns
 from control_plane.hardware.shape_tables import ShapeTables
+from control_plane.serving.policies.registry import GpuBudgetError
 from control_plane.settings import Settings
 from control_plane.simulation.bound import Bound, energy_bound
 from control_plane.simulation.fleet import Fleet
 from control_plane.simulation.outcome import Simulated
-from control_plane.simulation.policies import (
-    POLICIES,
-    SINGLE_POOL,
-    Cluster,
-    GpuBudgetError,
-    check_policy_names,
-)
+from control_plane.simulation.policies import SINGLE_POOL, check_policy_names
 from control_plane.simulation.scoring import Curve, Score, curve, score
 from control_plane.simulation.serving_cluster import ClusterTimes, SimulatedCluster, warm_up
 from control_plane.simulation.sizing import Watch, fewest_replicas
 from control_plane.simulation.trace import Trace
+from control_plane.simulation.what_if import hosted_policy
 
 SETTLE_S = 60.0
 """Every policy is billed until this long after the last arrival (longer only if it is not done by then)."""
@@ -114,7 +110,7 @@ def compare(
     idle_gpu_w = 0.0 if question.idle is Idle.RELEASED else profile.gpu.idle_w
     for name in question.policies:
         if name != SINGLE_POOL:
-            fleet = POLICIES[name](Cluster(profile, gpus, question.settings, trace, idle_gpu_w))
+            fleet = hosted_policy(name, trace, question.settings, profile, gpus, idle_gpu_w)
             marks.give(name, *runner.run(name, trace, fleet, idle_gpus, gpus), effort)
     bound = energy_bound(
         trace,

@@ -32,10 +32,12 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The cluster at one moment; ``power_w`` is the mean since the sample before."""
+    """The cluster at one moment; ``power_w`` is the mean since the sample before, ``energy_j`` the meter's reading.
+    The last sample is taken at the run's end, so the samples hold all its energy."""
 
     at_s: float
     power_w: float
+    energy_j: float
     gpus: int
     replicas: int
     mean_freq_mhz: float
@@ -64,7 +66,7 @@ class Simulated:
     decisions: tuple[tuple[float, Action], ...] = ()
 
     def __eq__(self, other: object) -> bool:
-        """Every request's fate, every decision and the energy are the same."""
+        """What happened to every request, every decision and the energy are the same."""
         if not isinstance(other, Simulated):
             return NotImplemented
         mine, theirs = self.columns, other.columns
@@ -86,7 +88,8 @@ class Simulated:
 
     @property
     def ttft_s(self) -> NDArray[np.float64]:
-        """Seconds to the first token; infinite where none came."""
+        """Seconds until the client had the first token, with phases apart after the hand-over; infinite where none
+        came."""
         return self._since_arrival_s(np.frombuffer(self.columns.first_token_ps, np.int64))
 
     @property

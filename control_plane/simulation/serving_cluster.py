@@ -13,14 +13,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from control_plane.actions import Action, SetFrequency, SetGpuBudget, SetReplicas
-from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Request, advance
+from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Request, Role, advance
 from control_plane.hardware.coalesced_replica import CoalescedReplica
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.hardware.request_columns import NOT_YET, RequestColumns
 from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.serving.routing import Candidate
-from control_plane.simulation.fleet import Fleet, PhaseSplitFleet, QuickestFleet, Role
+from control_plane.simulation.fleet import Fleet, PhaseSplitFleet, QuickestFleet
 from control_plane.simulation.floor import NOWHERE, EngineFactory, Floor, ReplicaEngine
 from control_plane.simulation.gpu_slots import GpuSlots
 from control_plane.simulation.heap_floor import HeapFloor
@@ -159,6 +159,7 @@ class SimulatedCluster:
         self._names: list[tuple[PoolName, ReplicaId]] = []
         self._lost = 0
         self._metered_wps = 0.0
+        self._sampled_ps = 0
 
     def run(
         self,
@@ -346,7 +347,7 @@ class SimulatedCluster:
             self._ended += 1
             self._fleet.ended(position, hosted.replica_id, input_tokens, output_tokens)
             return
-        self._columns.finished_ps[position] = NOT_YET
+        self._columns.first_token_ps[position] = self._columns.finished_ps[position] = NOT_YET
         hosted.outbox += 1
         self._send_kv(position)
 
@@ -363,7 +364,7 @@ class SimulatedCluster:
             self._kv_left(position)
             self._lose(position)
             return
-        kv_bytes = (input_tokens + 1) * self._times.kv_bytes_per_token
+        kv_bytes = input_tokens * self._times.kv_bytes_per_token
         travel_s = self._times.kv_latency_s + kv_bytes / self._times.kv_link_bytes_per_s
         arrives_ps = self._now_ps + max(1, round(travel_s * PS_PER_S))
         heappush(self._events, arrives_ps << _KEY_BITS | _TRANSFER + len(self._transfers))
@@ -407,6 +408,7 @@ class SimulatedCluster:
             self._control()
         elif kind == _SAMPLE:
             self._sample()
+            self._ask_watch()
             heappush(self._events, now_ps + self._sample_ps << _KEY_BITS | _SAMPLE)
         elif kind == _TRANSFER:
             self._kv_arrives(number)
@@ -568,11 +570,16 @@ class SimulatedCluster:
             metered_wps += engine.energy_wps(now_ps)
             clock_gpus += hosted.tp * engine.target_mhz
         self._floor.fold_gaps(_FOLD_SPELLS)
-        power_w = (metered_wps - self._metered_wps) / self._sample_ps if self._samples else 0.0
-        self._metered_wps = metered_wps
+        power_w = (metered_wps - self._metered_wps) / (now_ps - self._sampled_ps) if self._samples else 0.0
+        self._metered_wps, self._sampled_ps = metered_wps, now_ps
         held = self._slots.held
         mean_mhz = clock_gpus / held if held else 0.0
-        self._samples.append(Sample(now_ps / PS_PER_S, power_w, held, len(self._by_id), mean_mhz, self._in_flight))
+        energy_j = metered_wps / PS_PER_S
+        replicas = len(self._by_id)
+        self._samples.append(Sample(now_ps / PS_PER_S, power_w, energy_j, held, replicas, mean_mhz, self._in_flight))
+
+    def _ask_watch(self) -> None:
+        now_ps = self._now_ps
         if self._watch is not None and not self._watch(now_ps / PS_PER_S, self._floor.arrived, self._columns):
             self._stopped = True
 
@@ -583,11 +590,10 @@ class SimulatedCluster:
 
     def _outcome(self) -> Simulated:
         now_ps = self._now_ps
-        self._charge_idle(self._slots.held)
-        energy_wps = self._idle_wps + self._released_wps
+        if now_ps > self._sampled_ps:
+            self._sample()
         held_gpu_ps = self._held_gpu_ps
         for hosted in self._by_id.values():
-            energy_wps += hosted.engine.energy_wps(now_ps)
             held_gpu_ps += (now_ps - hosted.engine.born_ps) * hosted.tp
         self._floor.fold_gaps()
         return Simulated(
@@ -597,7 +603,7 @@ class SimulatedCluster:
             gaps=self._gap_histogram,
             lost=self._lost + self._floor.lost + len(self._backlog) + len(self._handovers),
             complete=not self._stopped,
-            energy_j=energy_wps / PS_PER_S,
+            energy_j=self._metered_wps / PS_PER_S,
             idle_gpu_energy_j=self._idle_wps / PS_PER_S,
             ends_s=now_ps / PS_PER_S,
             gpu_hours=held_gpu_ps / PS_PER_S / 3600,

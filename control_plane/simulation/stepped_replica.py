@@ -30,6 +30,8 @@ class SteppedReplica:
         self._energy_wps = 0.0
         self._busy_ps = 0
         self._order: dict[int, None] = {}
+        self._arrived: set[int] = set()
+        """Whose KV cache came from another replica and who is not in the batch yet."""
         self._last_token_ps: dict[int, int] = {}
         self._generated: dict[int, int] = {}
         self._gaps = gaps
@@ -68,7 +70,7 @@ class SteppedReplica:
         self._order[key] = None
         self._generated[key] = self._model.generated(key)
         if kv_arrived:
-            self._last_token_ps[key] = self._columns.first_token_ps[key]
+            self._arrived.add(key)
         if self._iteration is None:
             self._begin(now_ps)
 
@@ -133,6 +135,9 @@ class SteppedReplica:
         for key, _ in self._shares():
             if self._columns.started_ps[key] == NOT_YET:
                 self._columns.started_ps[key] = now_ps
+            if key in self._arrived:
+                self._arrived.remove(key)
+                self._columns.first_token_ps[key] = self._last_token_ps[key] = now_ps
 
     def _settle(self, now_ps: int) -> None:
         if self._settled_ps <= now_ps:

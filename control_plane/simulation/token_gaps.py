@@ -1,4 +1,5 @@
-"""Histogram of the times between tokens, per request type, folded from spells without looking at single tokens."""
+"""Histogram of the times between tokens, per request type. It is made from runs of iterations, without looking at
+single tokens; ``TokenGaps`` calls such a run a spell."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,8 @@ _LOWER = (1 << 32) - 1
 
 
 class GapHistogram:
-    """Counts of token gaps by request type; a percentile is good to half a percent. Inside a spell every gap counts
-    as the spell's mean (they differ by the growth of the contexts: well under a percent)."""
+    """Counts of token gaps by request type; a percentile is accurate to half a percent. Inside a run of iterations
+    every gap counts as the mean of the run (they differ by the growth of the contexts: well under a percent)."""
 
     def __init__(self, types: NDArray[np.int8]) -> None:
         self.types = types
@@ -28,8 +29,8 @@ class GapHistogram:
             np.add.at(self.bins, (kinds, _bin(np.frombuffer(gaps.late_ps, np.int64))), 1)
 
     def _fold_spells(self, gaps: TokenGaps) -> None:
-        """How many of a type decoded in each spell, by adding one where a span begins and taking it off where it
-        ends; spells are put in order of replica first."""
+        """How many of a type decoded in each run of iterations, by adding one where a request begins to decode and
+        taking it off where it ends; the runs are put in order of replica first."""
         tags = np.frombuffer(gaps.spell_replica_iterations, np.int64)
         replicas, iterations = tags >> 32, tags & _LOWER
         order = np.argsort(replicas, kind="stable")

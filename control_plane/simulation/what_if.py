@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 
 from control_plane.baselines.single_pool import SinglePool
-from control_plane.domain import Request, Slo
+from control_plane.domain import Load, Request, Slo
 from control_plane.hardware.machine_profile import MachineProfile
-from control_plane.serving.fleet import ServingFleet, load_of
+from control_plane.serving.hosted_policy import HostedPolicy
+from control_plane.serving.load_forecast import load_of
+from control_plane.serving.policies.registry import make_policy
+from control_plane.serving.policy import Site
 from control_plane.settings import Settings
 from control_plane.simulation.serving_cluster import Simulated, SimulatedCluster
 from control_plane.simulation.trace import Trace
@@ -14,19 +17,22 @@ EXPECTED_OUTPUT_TOKENS = 200
 """What the hint for a warm start assumes: lengths of answers are not known yet."""
 
 
-def wattray_fleet(
-    trace: Trace, settings: Settings, profile: MachineProfile, gpus: int, idle_gpu_w: float
-) -> ServingFleet:
-    """wattray's policies, started warm for the mean load until the first replica that they ask for could be there, as
-    `wattray up` is with an operator's hint (the static baseline knows the whole trace).
-    ``idle_gpu_w`` is what a GPU that no replica holds is billed: a plan must be optimal at what is charged."""
+def hosted_policy(
+    name: str, trace: Trace, settings: Settings, profile: MachineProfile, gpus: int, idle_gpu_w: float
+) -> HostedPolicy:
+    """The policy of this name, started warm for the mean load until the first replica that it asks for could be there,
+    as `wattray up` is with an operator's hint (the static baseline knows the whole trace).
+
+    ``idle_gpu_w`` is what a GPU that no replica holds is billed: a plan must be optimal at what is charged. Raises
+    UnknownPolicyError and GpuBudgetError as ``make_policy`` does.
+    """
     forecast = settings.forecast
     hint_s = max(60.0, min(trace.duration_s, settings.sharding.startup_s + 2 * forecast.bin_s * forecast.window_bins))
     first = trace.between(0.0, hint_s)
     pairs = [(tokens, EXPECTED_OUTPUT_TOKENS) for tokens in first.input_tokens.tolist()]
-    hint = load_of(pairs, hint_s) if pairs else None
-    planning = profile.with_slo(settings.planning_slo())
-    return ServingFleet(settings, planning, gpus, idle_gpu_w, profile.gpu.context_w, hint)
+    hint = load_of(pairs, hint_s) if pairs else Load()
+    site = Site(settings, profile.with_slo(settings.planning_slo()), gpus, idle_gpu_w, hint)
+    return HostedPolicy(make_policy(name, site), forecast, gpus, hint)
 
 
 def simulate_wattray(
@@ -35,7 +41,7 @@ def simulate_wattray(
     """wattray on a trace and on all the serving GPUs of the settings, idle ones billed."""
     trace = requests if isinstance(requests, Trace) else Trace.of(requests)
     gpus = settings.serving_gpus
-    fleet = wattray_fleet(trace, settings, profile, gpus, profile.gpu.idle_w)
+    fleet = hosted_policy("wattray", trace, settings, profile, gpus, profile.gpu.idle_w)
     startup_s = 0.0 if settings.serve.warm_start else settings.sharding.startup_s
     return SimulatedCluster(profile, gpus, fleet, startup_s).run(trace, until_s)
 

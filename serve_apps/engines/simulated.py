@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from actors.gpu.simulated import SimulatedNode
+from actors.gpu.drivers import ChargeableNode
 from control_plane.hardware.gpu_model import IDLE
 from control_plane.hardware.replica_model import IterationTimes, ReplicaLimits, ReplicaModel
 from serve_apps.engines.protocol import Chunk, EngineError, EngineStats, GenerateRequest
@@ -37,7 +37,7 @@ class SimulatedEngine:
         self,
         times: IterationTimes,
         limits: ReplicaLimits,
-        node: SimulatedNode,
+        node: ChargeableNode,
         indices: Sequence[int],
         stream_interval_s: float,
     ) -> None:

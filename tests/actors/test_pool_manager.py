@@ -1,47 +1,97 @@
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
-from actors.messages import Forecast, ReplicaReport
-from actors.pool_manager import PoolManager
-from control_plane.domain import ClassLoad, InputClass, Load, PoolName, ReplicaId, ReplicaState
+import pytest
+
+from actors.messages import Held, Orders, ReplicaReport
+from actors.peers import PeerAwayError
+from actors.pool_manager import FORECAST_STALE_S, PoolManager, PoolRules
+from control_plane.actions import Action, SetFrequency, SetGovernor, SetGpuBudget, SetPowerLimit, SetReplicas, Step
+from control_plane.domain import ClassLoad, InputClass, Load, PoolName, PoolSnapshot, ReplicaId, ReplicaState, Role
 from control_plane.hardware.energy_profile import RooflineProfile
-from control_plane.serving.controller import PoolController
+from control_plane.leases import Hold
+from control_plane.serving.hosting import PoolHost
+from control_plane.serving.load_forecast import Forecast
+from control_plane.serving.policies.registry import make_policy
+from control_plane.serving.policies.wattray import WattrayPolicy
+from control_plane.serving.policy import PoolController, Site
 from control_plane.settings import Settings
 
 PROFILE = RooflineProfile()
 SETTINGS = Settings()
 LONG = SETTINGS.pool_settings(PoolName("long"))
+SITE = Site(SETTINGS, PROFILE, 32, PROFILE.gpu.idle_w, Load())
+
+
+class Scripted(WattrayPolicy):
+    """A policy whose pool controller does what a test says, once."""
+
+    def __init__(self, *actions: Action) -> None:
+        super().__init__(SITE)
+        self._actions: Sequence[Action] = actions
+
+    def pool(self, pool: PoolName) -> PoolController:
+        actions = self._actions
+
+        class Script:
+            seen: PoolSnapshot | None = None
+
+            def step(self, seen: PoolSnapshot) -> Step:
+                first, self.seen = self.seen is None, seen
+                return Step(tuple(actions) if first and seen.replicas else (), seen.now_s)
+
+            def plan(self) -> str:
+                return "a script"
+
+        return Script()
 
 
 class World:
     """What the manager touches, and what it did."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, policy: WattrayPolicy | None = None, control: Literal["act", "recommend"] = "act", settle_s: float = 0.0
+    ) -> None:
         self.now_s = 0.0
         self.load = Load({InputClass.LONG: ClassLoad(1.0, 2000, 200)})
         self.counts: list[tuple[int, int]] = []
-        self.held: dict[str, int] = {}
-        self.agent_down = False
-        self.manager = self.new_manager()
+        self.held: dict[str, Hold] = {}
+        self.calls: list[str] = []
+        self.agent_down = self.forecast_down = self.serve_down = self.stuck = False
+        self.policy = policy or make_policy("wattray", SITE)
+        self.control: Literal["act", "recommend"] = control
+        self.manager = self.new_manager(settle_s)
 
-    def new_manager(self) -> PoolManager:
-        controller = PoolController(LONG, SETTINGS, PROFILE, PROFILE.gpu.idle_w, PROFILE.gpu.context_w)
+    def new_manager(self, settle_s: float = 0.0, gpu_budget: int | None = 32) -> PoolManager:
+        rules = PoolRules(PROFILE.freqs_mhz[-1], 15.0, 5.0, self.control, gpu_budget, settle_s)
         return PoolManager(
-            LONG.pool, controller, 32, 15.0, 5.0, self.forecast, self.hold, self.set_count,
+            LONG.pool, PoolHost(self.policy, LONG.pool), rules, self.forecast, self.hold, self.set_count,
             lambda: self.now_s, lambda: 1000 + self.now_s,
         )  # fmt: skip
 
     async def forecast(self) -> Forecast:
+        self.calls.append("forecast")
+        if self.forecast_down:
+            raise PeerAwayError("load_forecaster does not answer")
         return Forecast(self.load, self.load)
 
-    async def hold(self, node: str, owner: str, wanted: Mapping[str, int], ttl_s: float) -> Mapping[str, int]:
+    async def hold(self, node: str, owner: str, wishes: Mapping[str, Hold], ttl_s: float, epoch: int) -> Held:
+        self.calls.append("hold")
         if self.agent_down:
-            raise ValueError("no such actor")
-        self.held = dict(wanted)
-        return wanted
+            raise PeerAwayError("no such actor")
+        self.held = dict(wishes)
+        sets_clocks = self.control == "act" and not self.stuck
+        clocks = {uuid: (wish.freq_mhz if sets_clocks else None) or 1980 for uuid, wish in wishes.items()}
+        return Held(clocks, {})
 
-    async def set_count(self, pool: PoolName, tp: int, replicas: int) -> None:
+    async def set_count(self, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
+        if self.serve_down:
+            raise RuntimeError("Serve refused")
         self.counts.append((tp, replicas))
+
+    def clocks(self) -> dict[str, int | None]:
+        return {uuid: wish.freq_mhz for uuid, wish in self.held.items()}
 
     def report(self, name: str, tp: int, waits_s: float = 0.0) -> None:
         uuids = tuple(f"{name}-gpu{index}" for index in range(tp))
@@ -75,15 +125,16 @@ def test_it_lowers_every_gpu_of_a_replica_together() -> None:
     world = World()
     asyncio.run(world.run(30, {"a": 4}))
     assert set(world.held) == {f"a-gpu{index}" for index in range(4)}
-    assert len(set(world.held.values())) == 1
-    assert next(iter(world.held.values())) < 1980
+    [freq_mhz] = set(world.clocks().values())
+    assert freq_mhz is not None
+    assert freq_mhz < 1980
 
 
 def test_a_waiting_first_token_brings_full_clock_within_a_tick() -> None:
     world = World()
     asyncio.run(world.run(30, {"a": 4}))
     asyncio.run(world.run(5, {"a": 4}, waits_s=1.5))
-    assert set(world.held.values()) == {1980}
+    assert set(world.clocks().values()) == {1980}
 
 
 def test_a_silent_replica_is_dropped_and_its_clocks_are_not_renewed() -> None:
@@ -126,3 +177,119 @@ def test_a_paused_manager_does_nothing() -> None:
     world.manager.pause()
     asyncio.run(world.run(20, {}))
     assert world.counts == []
+
+
+def test_leases_are_renewed_before_anybody_else_is_asked() -> None:
+    world = World()
+    asyncio.run(world.run(10, {"a": 4}))
+    world.calls.clear()
+    world.report("a", 4)
+    asyncio.run(world.manager.tick())
+    assert world.calls.index("hold") < world.calls.index("forecast")
+
+
+def test_leases_are_renewed_while_the_forecaster_is_away_and_let_go_when_it_stays_away() -> None:
+    world = World()
+    asyncio.run(world.run(30, {"a": 4}))
+    world.forecast_down = True
+    asyncio.run(world.run(30, {"a": 4}))
+    assert len(world.held) == 4
+    asyncio.run(world.run(int(FORECAST_STALE_S), {"a": 4}))
+    assert world.held == {}
+    assert "full clock" in world.manager.decisions()[-1].action
+
+
+def test_where_it_only_recommends_it_scales_nothing_that_runs() -> None:
+    world = World(control="recommend")
+    asyncio.run(world.run(60, {"a": 2, "b": 2, "c": 2}))
+    assert world.counts == []
+    assert {decision.outcome for decision in world.manager.decisions()} == {"recommended"}
+
+
+def test_where_it_only_recommends_an_empty_pool_still_gets_its_first_replicas() -> None:
+    world = World(control="recommend")
+    asyncio.run(world.run(5, {}))
+    assert len(world.counts) == 1
+
+
+def test_status_tells_the_clock_that_runs_from_the_clock_that_is_wanted() -> None:
+    world = World(control="recommend")
+    asyncio.run(world.run(30, {"a": 4}))
+    status = world.manager.status()
+    assert status.clocks_mhz == {"a": 1980}
+    assert status.wished_mhz["a"] < 1980
+
+
+def test_the_policy_is_shown_the_clock_that_was_observed() -> None:
+    world = World()
+    world.stuck = True
+    asyncio.run(world.run(30, {"a": 4}))
+    assert world.manager.status().clocks_mhz == {"a": 1980}
+    assert any("1980" in decision.outcome for decision in world.manager.decisions())
+
+
+def test_a_count_that_serve_refused_is_no_decision_that_was_done() -> None:
+    world = World()
+    world.serve_down = True
+    asyncio.run(world.run(5, {}))
+    [refused] = world.manager.decisions()
+    assert refused.outcome == "failed: Serve refused"
+    world.serve_down = False
+    asyncio.run(world.run(5, {}))
+    assert world.manager.decisions()[-1].outcome == "done"
+
+
+def test_a_manager_that_restarted_listens_before_it_acts_and_waits_for_its_budget() -> None:
+    world = World(settle_s=3.0)
+    asyncio.run(world.run(5, {}))
+    assert world.counts == []
+    world.manager = world.new_manager(gpu_budget=None)
+    asyncio.run(world.run(20, {}))
+    assert world.counts == []
+    world.manager.set_gpu_budget(8)
+    asyncio.run(world.run(5, {}))
+    assert all(tp * replicas <= 8 for tp, replicas in world.counts)
+    assert world.counts
+
+
+def test_decision_identifiers_never_repeat_not_even_after_a_restart() -> None:
+    names = []
+    world = World()
+    for _ in range(2):
+        asyncio.run(world.run(30, {"a": 4}))
+        asyncio.run(world.run(5, {"a": 4}, waits_s=1.5))
+        names += [decision.decision_id for decision in world.manager.decisions()]
+        world.manager = world.new_manager()
+    assert len(set(names)) == len(names) > 2
+
+
+def test_power_limits_and_governor_bounds_reach_those_who_hold_them() -> None:
+    a = ReplicaId("a")
+    world = World(
+        Scripted(SetPowerLimit(a, 500.0, "hot"), SetGovernor(a, 990, 1590, "calm"), SetFrequency(a, 1590, ""))
+    )
+    asyncio.run(world.run(10, {"a": 2}))
+    assert set(world.held.values()) == {Hold(1590, 500.0)}
+    uuids = ("a-gpu0", "a-gpu1")
+    report = ReplicaReport(a, LONG.pool, 2, "n0", uuids, ReplicaState.READY, 0, 0, 0.0)
+    assert world.manager.report(report) == Orders(990, 1590)
+
+
+def test_a_pool_controller_that_sets_budgets_is_refused() -> None:
+    world = World(Scripted(SetGpuBudget(LONG.pool, 4, "")))
+    with pytest.raises(ValueError, match="may not set a budget"):
+        asyncio.run(world.run(5, {"a": 2}))
+
+
+def test_no_decision_is_returned_where_none_is_asked_for() -> None:
+    world = World()
+    asyncio.run(world.run(10, {"a": 4}))
+    assert world.manager.decisions(0) == ()
+
+
+def test_a_replica_that_still_starts_counts_and_holds_no_clock() -> None:
+    world = World(Scripted(SetReplicas(LONG.pool, 2, 1, "", Role.COMBINED)))
+    report = ReplicaReport(ReplicaId("a"), LONG.pool, 2, "n0", ("x", "y"), ReplicaState.STARTING, 0, 0, 0.0)
+    world.manager.report(report)
+    asyncio.run(world.manager.tick())
+    assert world.held == {}

@@ -21,7 +21,8 @@ def place(tmp_path: Path) -> dict[str, str]:
     import tempfile
 
     folder = tempfile.mkdtemp(prefix="wd-", dir="/tmp")
-    return {**os.environ, "TMPDIR": folder, "RAY_TMPDIR": folder}
+    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
+    return {**kept, "TMPDIR": folder, "RAY_TMPDIR": folder, "RAY_AUTH_TOKEN_PATH": f"{folder}/auth_token"}
 
 
 def command(out: Path, *more: str) -> list[str]:

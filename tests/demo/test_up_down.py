@@ -13,7 +13,7 @@ import httpx
 import pytest
 from tests_support import ROOT, free_ports
 
-from wattray import ray_head
+from wattray import ray_auth, ray_head
 
 pytestmark = pytest.mark.ray
 
@@ -24,11 +24,14 @@ def running_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str
     folder = tempfile.mkdtemp(prefix="wu-", dir="/tmp")
     monkeypatch.setenv("TMPDIR", folder)
     monkeypatch.setenv("RAY_TMPDIR", folder)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(Path(folder) / "auth_token"))
+    assert ray_auth.secure_own_head()
     ports = ray_head.Ports(*free_ports(3))
-    head = ray_head.start(8, ports, Path(folder) / "head.log")
+    head = ray_head.start(8, ports, Path(folder) / "head.log", "somebody-elses")
     yield f"127.0.0.1:{ports.ray}", dict(os.environ)
-    ray_head.end(head.pid)
+    ray_head.end(head)
 
 
 def wattray(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:

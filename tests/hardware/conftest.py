@@ -27,6 +27,20 @@ def poisson() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def peer_agreement() -> ModuleType:
+    return load_module(ROOT / "benchmarks" / "simulator" / "peer_agreement.py")
+
+
+@pytest.fixture(scope="session")
+def peer_python() -> str:
+    """A Python with ai-dynamo-runtime, in ``.venv/peer``: it must not meddle with the versions of this environment."""
+    python = ROOT / ".venv" / "peer" / "bin" / "python"
+    if not python.is_file():
+        pytest.skip("no peer: python -m venv .venv/peer && .venv/peer/bin/pip install ai-dynamo-runtime")
+    return str(python)
+
+
+@pytest.fixture(scope="session")
 def fit() -> ModuleType:
     return load_module(ROOT / "benchmarks" / "profiles" / "fit.py")
 

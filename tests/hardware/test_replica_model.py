@@ -67,6 +67,71 @@ def test_the_newest_decoder_gives_way_when_kv_runs_out_and_still_completes() -> 
     assert finished["old"] < finished["new"]
 
 
+def test_a_newcomer_waits_while_its_first_token_would_overflow_the_cache() -> None:
+    replica = model(kv_tokens=100)
+    replica.submit("a", 50, 45, 0)
+    for _ in range(9):
+        replica.begin(TOP)
+        replica.complete()
+    assert replica.kv_used_tokens == 59
+    replica.submit("b", 40, 10, 0)
+    iteration = replica.begin(TOP)
+    assert iteration is not None
+    assert iteration.prefill_tokens == 0, "59 + 40 entries fit, but 60 + 41 after it would not"
+    assert replica.complete().preempted == ()
+    assert run(replica)[2] == 0
+
+
+def test_a_newcomer_is_prefilled_where_everyones_next_token_just_fits() -> None:
+    replica = model(kv_tokens=101)
+    replica.submit("a", 50, 45, 0)
+    for _ in range(9):
+        replica.begin(TOP)
+        replica.complete()
+    replica.submit("b", 40, 10, 0)
+    iteration = replica.begin(TOP)
+    assert iteration is not None
+    assert iteration.prefill_tokens == 40
+    assert replica.complete().preempted == ()
+    assert replica.kv_used_tokens == 101
+
+
+def test_a_full_cache_is_used_to_its_last_entry() -> None:
+    replica = model(kv_tokens=110)
+    replica.submit("old", 40, 30, 0)
+    replica.submit("new", 40, 30, 0)
+    used = []
+    preempted_after = 0
+    while not preempted_after:
+        replica.begin(TOP)
+        used.append(replica.kv_used_tokens)
+        preempted_after = len(used) * len(replica.complete().preempted)
+    assert used == [80, *range(82, 111, 2)]
+    assert preempted_after == 16
+
+
+def test_a_kv_cache_that_arrives_needs_room_for_its_first_token_too() -> None:
+    for kv_tokens, admitted in ((102, 1), (103, 2)):
+        replica = model(kv_tokens)
+        replica.submit("a", 50, 40, 0)
+        for _ in range(9):
+            replica.begin(TOP)
+            replica.complete()
+        replica.submit("b", 41, 10, 0, kv_arrived=True)
+        replica.begin(TOP)
+        assert replica.running == admitted
+        assert replica.complete().preempted == ()
+
+
+def test_a_request_as_long_as_the_cache_runs_alone_to_its_end() -> None:
+    replica = model(kv_tokens=100)
+    replica.submit("whole", 60, 40, 0)
+    replica.submit("next", 60, 40, 0)
+    first, finished, preempted = run(replica)
+    assert preempted == 0
+    assert first["next"] > finished["whole"]
+
+
 def test_a_cancelled_request_frees_its_kv_wherever_it_is() -> None:
     replica = model(kv_tokens=300, batch_tokens=64)
     replica.submit("decoding", 20, 50, 0)

@@ -30,6 +30,7 @@ def live(own_temp: Path) -> Iterator[Live]:
     from wattray import lifecycle
     from wattray.demo import first_load
     from wattray.ray_head import Ports
+    from wattray.take_down import take_down
 
     http, ray_port, dashboard, metrics = free_ports(4)
     settings = parse_settings({**QUICK, "serve": {"port": http}})
@@ -37,4 +38,4 @@ def live(own_temp: Path) -> Iterator[Live]:
     ports = Ports(ray_port, dashboard, metrics)
     running = lifecycle.up(settings, ports, expected, None, print, own_head=True)
     yield Live(Client(running), settings, (ray_port, dashboard, metrics))
-    lifecycle.down(running, print)
+    take_down(running, print)

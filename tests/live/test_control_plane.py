@@ -12,6 +12,7 @@ import ray
 from tests_support import ROOT
 
 from actors import metrics, runtime
+from control_plane.leases import Hold
 from control_plane.settings import parse_settings
 from control_plane.simulation.traces import synthetic_conversation
 from serve_apps.naming import pool_app
@@ -159,9 +160,11 @@ def test_killing_every_control_actor_in_turn_fails_no_request(live) -> None:
 def test_when_the_managers_are_gone_clocks_go_back_to_full(live) -> None:
     """A pool manager that stays dead loses its leases; the agent resets within the TTL."""
     agent = runtime.actor(runtime.agent_names()[0])
-    ray.get(agent.hold.remote("a dead owner", {"GPU-sim-0031": 795}, 2.0))
-    eventually(lambda: ray.get(agent.leases.remote()).get("GPU-sim-0031") is None, 10)
-    reading = next(r for r in ray.get(agent.readings.remote()) if r.uuid == "GPU-sim-0031")
+    uuid = next(r.uuid for r in ray.get(agent.readings.remote()) if r.owner is None)
+    held = ray.get(agent.hold.remote("a dead owner", {uuid: Hold(795)}, 2.0))
+    assert held.in_force_mhz == {uuid: 795}
+    eventually(lambda: ray.get(agent.leases.remote()).get(uuid) is None, 10)
+    reading = next(r for r in ray.get(agent.readings.remote()) if r.uuid == uuid)
     assert reading.locked_mhz == 1980
 
 

@@ -17,7 +17,7 @@ from control_plane.domain import (
     ReplicaView,
 )
 from control_plane.hardware.energy_profile import RooflineProfile
-from control_plane.serving.controller import ClusterController, PoolController, share_gpus
+from control_plane.serving.controller import LeastPowerCluster, LeastPowerPool, share_gpus
 from control_plane.settings import parse_settings
 
 PROFILE = RooflineProfile()
@@ -31,8 +31,8 @@ def load(rps: float) -> Load:
     return Load({InputClass.LONG: ClassLoad(rps, 2000, 200)})
 
 
-def controller() -> PoolController:
-    return PoolController(LONG, SETTINGS, PROFILE, PROFILE.gpu.idle_w, PROFILE.gpu.context_w)
+def controller() -> LeastPowerPool:
+    return LeastPowerPool(LONG, SETTINGS, PROFILE, PROFILE.gpu.idle_w, PROFILE.gpu.context_w)
 
 
 def seen(now_s: float, rps: float, replicas: tuple[ReplicaView, ...] = (), budget: int = 32) -> PoolSnapshot:
@@ -83,7 +83,7 @@ def test_a_change_that_costs_more_than_it_saves_is_left_alone() -> None:
     slow_start = parse_settings(
         {"sharding": {"scale_down_hold_s": 60, "startup_s": 100_000}, "cadence": {"pool_s": 30}}
     )
-    pool = PoolController(LONG, slow_start, PROFILE, PROFILE.gpu.idle_w, PROFILE.gpu.context_w)
+    pool = LeastPowerPool(LONG, slow_start, PROFILE, PROFILE.gpu.idle_w, PROFILE.gpu.context_w)
     wasteful = (ready("a", 8),)
     changed = [counts(pool.step(seen(now_s, 0.3, wasteful)).actions) for now_s in range(0, 400, 5)]
     assert all(change == [] for change in changed)
@@ -112,23 +112,31 @@ def test_every_action_says_why() -> None:
     assert all(action.why for action in actions)
 
 
-needs = st.dictionaries(st.sampled_from(["a", "b", "c"]).map(PoolName), st.integers(2, 64), min_size=1)
+needs = st.dictionaries(st.sampled_from(["a", "b", "c"]).map(PoolName), st.integers(1, 64), min_size=1)
 
 
-@given(needs, st.integers(2, 64).map(lambda half: 2 * half))
-def test_budgets_never_exceed_the_gpus_and_cover_the_needs_where_they_fit(
-    wanted: dict[PoolName, int], gpus: int
+@given(needs, st.integers(1, 128), st.sampled_from([1, 2, 4]))
+def test_budgets_use_every_replica_that_fits_and_cover_the_needs_where_they_fit(
+    wanted: dict[PoolName, int], gpus: int, smallest: int
 ) -> None:
-    budgets = share_gpus(wanted, gpus)
-    assert sum(budgets.values()) <= gpus
-    assert all(budget % 2 == 0 for budget in budgets.values())
-    even = {pool: need + need % 2 for pool, need in wanted.items()}
-    if sum(even.values()) <= gpus:
-        assert all(budgets[pool] >= need for pool, need in even.items())
+    budgets = share_gpus(wanted, gpus, smallest)
+    assert sum(budgets.values()) == gpus // smallest * smallest
+    assert all(budget % smallest == 0 for budget in budgets.values())
+    if sum(-(-need // smallest) * smallest for need in wanted.values()) <= gpus:
+        assert all(budgets[pool] >= need for pool, need in wanted.items())
+    if len(wanted) <= gpus // smallest:
+        assert all(budget > 0 for budget in budgets.values())
+
+
+def test_one_gpu_is_given_to_a_pool_and_two_pools_share_two() -> None:
+    a, b = PoolName("a"), PoolName("b")
+    assert share_gpus({a: 1}, 1, 1) == {a: 1}
+    assert share_gpus({a: 8, b: 2}, 2, 1) == {a: 1, b: 1}
+    assert share_gpus({a: 2, b: 8}, 3, 2) == {a: 0, b: 2}
 
 
 def test_the_cluster_gives_the_busier_pool_more() -> None:
-    cluster = ClusterController(SETTINGS, PROFILE, PROFILE.gpu.idle_w)
+    cluster = LeastPowerCluster(SETTINGS, PROFILE, PROFILE.gpu.idle_w)
     short = Load({InputClass.MEDIUM: ClassLoad(1.0, 600, 200)})
     forecast = {PoolName("long"): load(8.0), PoolName("short-medium"): short}
     step = cluster.step(ClusterSnapshot(0.0, 32, forecast, {}))

@@ -14,7 +14,7 @@ def view(name: str, tp: int, state: ReplicaState = ReplicaState.READY) -> Replic
 
 
 def plan(tp: int, replicas: int) -> PoolPlan:
-    return PoolPlan(Shape(tp, 1200), replicas, 1000.0, True)
+    return PoolPlan(Shape(tp, 1200), replicas, 1000.0)
 
 
 def counts(actions: tuple[SetReplicas, ...]) -> list[tuple[int, int]]:

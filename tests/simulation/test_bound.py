@@ -19,7 +19,7 @@ from control_plane.simulation.outcome import Simulated
 from control_plane.simulation.serving_cluster import SimulatedCluster
 from control_plane.simulation.trace import Trace, scaled
 from control_plane.simulation.traces import synthetic_trace
-from control_plane.simulation.what_if import wattray_fleet
+from control_plane.simulation.what_if import hosted_policy
 
 PROFILE = RooflineProfile()
 TABLES = {tp: ShapeTables.of(PROFILE, tp) for tp in PROFILE.tps}
@@ -161,7 +161,7 @@ def test_the_tbt_limit_makes_the_trace_dearer() -> None:
 def test_neither_wattray_nor_the_baseline_beats_the_bound(kind: str) -> None:
     trace = synthetic_trace(kind, 0.1, 2.0, seed=5)
     for idle_gpus in (0, 64):
-        for fleet in (wattray_fleet(trace, Settings(), PROFILE, 64, 0.0), SinglePool(3)):
+        for fleet in (hosted_policy("wattray", trace, Settings(), PROFILE, 64, 0.0), SinglePool(3)):
             outcome = SimulatedCluster(PROFILE, 64, fleet, idle_gpus=idle_gpus).run(trace)
             assert_above_the_bound(trace, outcome, EASY, idle_gpus)
             assert_above_the_bound(trace, outcome, Slo(), idle_gpus)

@@ -29,7 +29,7 @@ from control_plane.simulation.serving_cluster import ClusterTimes, NodeFailure, 
 from control_plane.simulation.stepped_replica import SteppedReplica
 from control_plane.simulation.trace import Trace
 from control_plane.simulation.traces import read_azure, synthetic_conversation, window
-from control_plane.simulation.what_if import wattray_fleet
+from control_plane.simulation.what_if import hosted_policy
 
 PROFILE = RooflineProfile()
 
@@ -242,7 +242,7 @@ def test_a_run_leaves_no_cycle_behind(engine: EngineFactory | Literal["compiled"
 
 def run_both(trace: Trace, gpus: int) -> None:
     settings = Settings()
-    for make in (lambda: SinglePool(2), lambda: wattray_fleet(trace, settings, PROFILE, gpus, 0.0)):
+    for make in (lambda: SinglePool(2), lambda: hosted_policy("wattray", trace, settings, PROFILE, gpus, 0.0)):
         fast = SimulatedCluster(PROFILE, gpus, make(), 5.0).run(trace)
         slow = SimulatedCluster(PROFILE, gpus, make(), 5.0, engine=SteppedReplica).run(trace)
         assert_same(fast, slow)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from control_plane.baselines.single_pool import SinglePool
@@ -45,8 +47,21 @@ def test_nothing_is_lost_and_power_adds_up_to_energy() -> None:
     outcome = simulate_wattray(trace, QUICK, PROFILE)
     assert len(outcome.records) == len(trace)
     assert outcome.lost == 0
-    mean_w = sum(watts for _, watts in outcome.power_w) / len(outcome.power_w)
-    assert mean_w * outcome.ends_s == pytest.approx(outcome.energy_j, rel=0.06)
+    samples = outcome.samples
+    assert samples[-1].at_s == outcome.ends_s
+    assert samples[-1].energy_j == outcome.energy_j
+    integral_j = sum(after.power_w * (after.at_s - before.at_s) for before, after in pairwise(samples))
+    assert integral_j == pytest.approx(outcome.energy_j, rel=1e-12)
+
+
+@pytest.mark.parametrize("until_s", [0.0, 0.4, 9.0, 9.4])
+def test_the_samples_hold_the_energy_up_to_the_last_moment(until_s: float) -> None:
+    for sample_s in (1.0, 0.7, 100.0):
+        outcome = SimulatedCluster(PROFILE, 16, SinglePool(1), sample_s=sample_s).run((), until_s=until_s)
+        assert [sample.at_s for sample in outcome.samples] == sorted({sample.at_s for sample in outcome.samples})
+        assert outcome.samples[-1].energy_j == outcome.energy_j == pytest.approx(until_s * (8 * 84 + 8 * 127))
+        watts = [(sample.at_s, sample.power_w) for sample in outcome.samples[1:]]
+        assert all(power_w == pytest.approx(8 * 84 + 8 * 127) for _, power_w in watts)
 
 
 def test_the_baseline_is_the_fewest_replicas_that_hold_the_slo() -> None:

@@ -1,0 +1,167 @@
+"""The wiring of a policy's parts: what every host does around them, live or in virtual time.
+
+A host owns the state that belongs to its place (arrivals that were not reported yet, GPU budgets, the next plan) and
+hands each part exactly what ``Policy.needs`` asked for. Actors and the simulator add only their own clock and their
+own way of acting on a step.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from control_plane.actions import SetGpuBudget, Step
+from control_plane.domain import (
+    ClusterSnapshot,
+    PoolName,
+    PoolSnapshot,
+    ReplicaId,
+    ReplicaView,
+)
+from control_plane.serving.load_forecast import Arrival, Forecast
+from control_plane.serving.policy import Needs, Policy, RoutedRequest
+from control_plane.serving.routing import Candidate, Route
+from control_plane.settings import PoolSettings
+
+
+class RouterHost:
+    """The policy's router, and the arrivals that the load forecaster has not been told of yet."""
+
+    def __init__(self, policy: Policy, keep_arrivals: int = 100_000) -> None:
+        """``keep_arrivals``: of more arrivals that nobody takes, the oldest are forgotten."""
+        self._router = policy.router()
+        self._sees_slo = policy.needs.request_slo
+        self._keep_arrivals = keep_arrivals
+        self._arrivals: list[Arrival] = []
+
+    def admit(self, now_s: float, request: RoutedRequest) -> float:
+        """Note an arrival once it is certain that it will be served; returns its expected output tokens."""
+        expected_tokens = self._router.expected_tokens(request.input_tokens, request.max_tokens)
+        self._arrivals.append(Arrival(now_s, request.input_tokens, expected_tokens))
+        if len(self._arrivals) > self._keep_arrivals:
+            del self._arrivals[: self._keep_arrivals // 2]
+        return expected_tokens
+
+    def take_arrivals(self) -> list[Arrival]:
+        """The arrivals since the last call, oldest first."""
+        taken, self._arrivals = self._arrivals, []
+        return taken
+
+    def route(self, now_s: float, request: RoutedRequest, candidates: Sequence[Candidate]) -> Route | None:
+        if request.slo is not None and not self._sees_slo:
+            request = request._replace(slo=None)
+        return self._router.route(now_s, request, candidates)
+
+    def route_decode(
+        self, now_s: float, key: Hashable, input_tokens: int, candidates: Sequence[Candidate]
+    ) -> ReplicaId | None:
+        return self._router.route_decode(now_s, key, input_tokens, candidates)
+
+    def first_token(self, key: Hashable, replica_id: ReplicaId) -> None:
+        self._router.first_token(key, replica_id)
+
+    def ended(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
+        self._router.ended(key, replica_id, input_tokens, output_tokens)
+
+    def dropped(self, key: Hashable, replica_id: ReplicaId) -> None:
+        self._router.dropped(key, replica_id)
+
+    def forget(self, alive: Iterable[ReplicaId]) -> None:
+        self._router.forget(alive)
+
+
+class PoolHost:
+    """One pool's controller, shown its own part of the load and only what the policy needs to see of replicas."""
+
+    def __init__(self, policy: Policy, pool: PoolName) -> None:
+        self._settings = pool_of(policy, pool)
+        self._needs = policy.needs
+        self._controller = policy.pool(pool)
+        self.wake_at_s = float("-inf")
+        """When the controller wants to be asked again."""
+        self._gpu_budget: int | None = None
+
+    def due(self, now_s: float, gpu_budget: int) -> bool:
+        """Whether to ask the controller: its time has come, or its budget is another one."""
+        return now_s >= self.wake_at_s or gpu_budget != self._gpu_budget
+
+    def step(self, now_s: float, gpu_budget: int, forecast: Forecast, replicas: Iterable[ReplicaView]) -> Step:
+        """What to do now. ``replicas`` are all of the pool's, as they were observed."""
+        classes = self._settings.input_classes
+        self._gpu_budget = gpu_budget
+        step = self._controller.step(
+            PoolSnapshot(
+                now_s,
+                self._settings.pool,
+                gpu_budget,
+                forecast.reactive.only(classes),
+                forecast.upper.only(classes),
+                tuple(only_needed(view, self._needs) for view in replicas),
+            )
+        )
+        self.wake_at_s = step.wake_at_s
+        return step
+
+    def ask_at_once(self) -> None:
+        """What the last step was based on no longer holds: ask again without waiting."""
+        self.wake_at_s = float("-inf")
+
+    def plan(self) -> str:
+        return self._controller.plan()
+
+    def load_rps(self, forecast: Forecast) -> float:
+        """What arrives for this pool now."""
+        return forecast.reactive.only(self._settings.input_classes).rps
+
+
+class ClusterHost:
+    """The cluster's controller, when it wants to be asked next, and the GPU budgets it has given.
+
+    ``budgets`` are those in force where a cluster is running already: a host that starts anew asks the pools.
+    """
+
+    def __init__(self, policy: Policy, budgets: Mapping[PoolName, int] | None = None) -> None:
+        self._pools = tuple(policy.pools)
+        self._controller = policy.cluster()
+        self._budgets = dict(budgets or {})
+        self.next_plan_s = float("-inf")
+        """When the controller wants to be asked again."""
+        self._planned_gpus: int | None = None
+
+    @property
+    def budgets(self) -> Mapping[PoolName, int]:
+        return self._budgets
+
+    def due(self, now_s: float, gpus: int) -> bool:
+        """Whether a plan is due: its time has come, or GPUs came or went since the last one."""
+        return now_s >= self.next_plan_s or gpus != self._planned_gpus
+
+    def step(self, now_s: float, gpus: int, forecast: Forecast) -> Step:
+        """Plan for the GPUs that are really there; ``budgets`` follow the step's actions."""
+        by_pool = {pool.pool: forecast.upper.only(pool.input_classes) for pool in self._pools}
+        step = self._controller.step(ClusterSnapshot(now_s, gpus, by_pool, self._budgets))
+        for action in step.actions:
+            if isinstance(action, SetGpuBudget):
+                self._budgets[action.pool] = action.gpus
+        self.next_plan_s, self._planned_gpus = step.wake_at_s, gpus
+        return step
+
+
+def pool_of(policy: Policy, pool: PoolName) -> PoolSettings:
+    """The policy's pool of this name. Raises KeyError where it has none."""
+    for settings in policy.pools:
+        if settings.pool == pool:
+            return settings
+    raise KeyError(f"the policy has no pool {pool!r}; it has {[settings.name for settings in policy.pools]}")
+
+
+def only_needed(view: ReplicaView, needs: Needs) -> ReplicaView:
+    """The view without what the policy did not ask for: a part must not come to depend on what one host happens to
+    see and another does not."""
+    return replace(
+        view,
+        kv_used_ratio=view.kv_used_ratio if needs.kv_use else None,
+        queued_tokens=view.queued_tokens if needs.queued_tokens else None,
+        tightest_slack_s=view.tightest_slack_s if needs.queued_tokens else None,
+        power_w=view.power_w if needs.power else None,
+        ttft_p99_s=view.ttft_p99_s if needs.latencies else None,
+        tbt_p99_s=view.tbt_p99_s if needs.latencies else None,
+    )

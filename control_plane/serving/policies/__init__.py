@@ -1,0 +1,1 @@
+"""The serving policies, one file each, and the registry of their names."""

@@ -1,0 +1,43 @@
+"""The serving policies by name. A new policy is one file beside this one and one line here."""
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from control_plane.serving.policies.single_pool import SinglePoolPolicy
+from control_plane.serving.policies.wattray import WattrayPolicy
+from control_plane.serving.policy import Policy, Site
+
+POLICIES: Mapping[str, Callable[[Site], Policy]] = {
+    "wattray": WattrayPolicy,
+    "single-pool": SinglePoolPolicy.filling,
+}
+
+
+class UnknownPolicyError(ValueError):
+    """There is no policy of this name; the message lists those that there are."""
+
+
+class GpuBudgetError(ValueError):
+    """There are too few GPUs for the policy; the message says the least that works."""
+
+
+def make_policy(name: str, site: Site) -> Policy:
+    """The policy of this name, built for a site. Raises UnknownPolicyError, and GpuBudgetError where the site has too
+    few GPUs for one replica of each of its pools."""
+    try:
+        build = POLICIES[name]
+    except KeyError:
+        raise UnknownPolicyError(unknown_name("policy", name, tuple(POLICIES))) from None
+    policy = build(site)
+    least = min(site.profile.tps) * len(policy.pools)
+    if site.gpus < least:
+        pools = len(policy.pools)
+        raise GpuBudgetError(f"{site.gpus} GPUs are too few for {name}'s {pools} pools; at least {least} work")
+    return policy
+
+
+def unknown_name(what: str, name: str, known: tuple[str, ...]) -> str:
+    """What to say of a name that is not among the known ones."""
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"unknown {what} {name!r}{hint}; there are {', '.join(known)}"

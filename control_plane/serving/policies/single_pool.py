@@ -1,0 +1,83 @@
+"""``single-pool``: one pool of equal replicas at full clock, never changed (DynamoLLM's SinglePool baseline).
+
+As a baseline its number of replicas is found by search on the very trace (``control_plane.simulation.sizing``); live
+it fills the GPUs that serving may use.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+from control_plane.actions import SetGpuBudget, SetReplicas, Step
+from control_plane.domain import ClusterSnapshot, InputClass, PoolName, PoolSnapshot, Role
+from control_plane.serving.ledger_router import LedgerRouter
+from control_plane.serving.policy import ClusterController, Governor, Needs, PoolController, RoutedRequest, Router, Site
+from control_plane.serving.routing import Candidate, Route, quickest
+from control_plane.settings import PoolSettings
+
+POOL = PoolName("single-pool")
+ASK_AGAIN_S = 3600.0
+
+
+class SinglePoolPolicy:
+    """``replicas`` replicas of one tensor parallelism."""
+
+    needs = Needs()
+    pools: Sequence[PoolSettings] = (PoolSettings(name=POOL, input_classes=tuple(InputClass)),)
+    splits_phases = False
+    takes_quickest = True
+
+    def __init__(self, replicas: int, tp: int = 8) -> None:
+        self._replicas, self._tp = replicas, tp
+
+    @classmethod
+    def filling(cls, site: Site) -> Self:
+        """As many replicas of the highest tensor parallelism that fits as the site has GPUs for."""
+        tp = max((tp for tp in site.profile.tps if tp <= site.gpus), default=min(site.profile.tps))
+        return cls(max(1, site.gpus // tp), tp)
+
+    def router(self) -> Router:
+        return QuickestRouter()
+
+    def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:
+        del pool, tp, role
+        return None
+
+    def pool(self, pool: PoolName) -> PoolController:
+        return _StaticPool(pool, self._tp, self._replicas)
+
+    def cluster(self) -> ClusterController:
+        return _WholeCluster()
+
+
+class QuickestRouter(LedgerRouter):
+    """Each request goes to the replica with the least expected time to its first token; what is learnt of output
+    lengths is for the load forecaster alone."""
+
+    def route(self, now_s: float, request: RoutedRequest, candidates: Sequence[Candidate]) -> Route | None:
+        del now_s
+        best = quickest(self._ledger, candidates, request.input_tokens)
+        if best is None:
+            return None
+        ttft_s, chosen = best
+        self._ledger.assigned(request.key, chosen.replica_id, request.input_tokens)
+        return Route(chosen.pool, chosen.replica_id, False, ttft_s)
+
+
+class _StaticPool:
+    def __init__(self, pool: PoolName, tp: int, replicas: int) -> None:
+        self._wanted = SetReplicas(pool, tp, replicas, "static")
+
+    def step(self, seen: PoolSnapshot) -> Step:
+        running = sum(view.tp == self._wanted.tp and view.counts for view in seen.replicas)
+        actions = () if running == self._wanted.replicas else (self._wanted,)
+        return Step(actions, seen.now_s + ASK_AGAIN_S)
+
+    def plan(self) -> str:
+        return f"{self._wanted.replicas} x TP{self._wanted.tp} at full clock"
+
+
+class _WholeCluster:
+    def step(self, seen: ClusterSnapshot) -> Step:
+        given = seen.gpu_budgets.get(POOL) == seen.gpus
+        actions = () if given else (SetGpuBudget(POOL, seen.gpus, "the only pool has every GPU"),)
+        return Step(actions, seen.now_s + ASK_AGAIN_S)
