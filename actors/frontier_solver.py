@@ -26,7 +26,7 @@ from actors.solver_messages import (
     receive,
     send,
 )
-from actors.training_messages import ClockSchedule, ClockStep, FrontierSample, JobFrontier
+from actors.training_messages import ClockSchedule, FrontierSample, JobFrontier
 from control_plane.training.job_record import JobRecord
 from control_plane.training.job_spec import Circumstances, StageRatios
 from control_plane.training.planner import SolvedJob, all_max, meeting, solve
@@ -113,19 +113,16 @@ def _clock_schedule(job: JobRecord, solved: SolvedJob, now: Circumstances) -> Cl
     deadline_s, degree = meeting(job.spec(), solved, now)
     plan = solved.within(deadline_s)
     highest = all_max(solved.dag)
-    ranks = tuple(
-        tuple(ClockStep(step.instruction, step.microbatch, step.freq_mhz) for step in steps) for steps in plan.ranks
-    )
     return ClockSchedule(
         job=job.name,
-        plan_id=hashlib.sha256(repr((plan.deadline_s, ranks)).encode()).hexdigest()[:16],
+        plan_id=hashlib.sha256(repr((plan.deadline_s, plan.ranks)).encode()).hexdigest()[:16],
         degree=degree,
         deadline_s=plan.deadline_s,
         planned_time_s=plan.finish_time_s,
         planned_energy_j=plan.energy_j,
         lower_bound_j=plan.lower_bound_j,
         regime=plan.regime.value,
-        ranks=ranks,
+        ranks=plan.ranks,
         t_min_s=solved.frontier.t_min_s,
         t_star_s=solved.frontier.t_star_s,
         all_max_time_s=highest.time_s,

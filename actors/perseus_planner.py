@@ -18,7 +18,7 @@ from actors.training_messages import OWN_PIPELINE, ClockSchedule, JobFrontier, J
 from control_plane.training.job_record import JobRecord
 from control_plane.training.job_spec import Circumstances, JobSpec, PipelineId, StageRatios
 from control_plane.training.profile import profile_of
-from control_plane.training.schedules import schedule_named
+from control_plane.training.schedules import user_order
 from control_plane.training.straggler import Detector
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class PerseusPlanner:
         """Registering again replaces the job and forgets its stragglers. Raises ValueError where profile and
         schedule do not fit each other or a measured time or power cannot be; a job of this name then stays as it is.
         The frontier is traced in the background."""
-        schedule = schedule_named(registration.schedule, registration.stages, registration.microbatches)
+        schedule = user_order(registration.order, registration.schedule)
         spec = JobSpec(
             profile_of(registration.choices),
             schedule,

@@ -25,7 +25,7 @@ CLOCKS = {1980, 1590, 1200}
 
 
 def registration(job: str = "llm", stages: int = 2, profiled_stages: int = 2) -> JobRegistration:
-    return JobRegistration(job, pipeline_choices(profiled_stages), "1f1b", stages, 6, 130.0)
+    return JobRegistration(job, pipeline_choices(profiled_stages), one_f_one_b(stages, 6).order, 130.0)
 
 
 def planner(folder: Path, unix_s: float = 100.0) -> PerseusPlanner:
@@ -124,7 +124,7 @@ def test_stages_that_disagree_and_jobs_that_are_not_there_are_told(tmp_path: Pat
 
 
 def test_better_plans_are_prepared_in_the_background_and_then_handed_out(tmp_path: Path) -> None:
-    asked = JobRegistration("llm", synthetic_profile(4).choices, "1f1b", 4, 8, 60.0)
+    asked = JobRegistration("llm", synthetic_profile(4).choices, one_f_one_b(4, 8).order, 60.0)
     job = solve(JobSpec(synthetic_profile(4), one_f_one_b(4, 8), 60.0))
     at_once_j, best_j = (one.with_straggler(1.07).energy_j for one in (job, job.prepared()))
     assert best_j < at_once_j

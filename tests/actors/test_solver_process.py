@@ -23,9 +23,9 @@ from control_plane.training.profile import profile_of
 from control_plane.training.schedules import one_f_one_b
 
 P1 = PipelineId("p1")
-SMALL = JobRegistration("small", pipeline_choices(2), "1f1b", 2, 6, 130.0)
-HUGE = JobRegistration("huge", pipeline_choices(32), "1f1b", 32, 256, 130.0)
-BIG = JobRegistration("big", pipeline_choices(16), "1f1b", 16, 128, 130.0)
+SMALL = JobRegistration("small", pipeline_choices(2), one_f_one_b(2, 6).order, 130.0)
+HUGE = JobRegistration("huge", pipeline_choices(32), one_f_one_b(32, 256).order, 130.0)
+BIG = JobRegistration("big", pipeline_choices(16), one_f_one_b(16, 128).order, 130.0)
 
 
 def scenario(folder: Path, play: Callable[[PerseusPlanner, SolverProcess], Awaitable[None]], **how: float) -> None:
@@ -66,7 +66,7 @@ def test_other_jobs_are_answered_while_a_big_one_is_solved_and_prepared(tmp_path
         preparing = asyncio.create_task(solver.answer(PrepareQuestion(job=prepared, now=Circumstances())))
         assert (await solving).planned_time_s <= (await solving).all_max_time_s
         assert (await planner.report_straggler("small", P1, 1.3)).degree == 1.3
-        await planner.register(JobRegistration("late", pipeline_choices(3), "1f1b", 3, 9, 130.0))
+        await planner.register(JobRegistration("late", pipeline_choices(3), one_f_one_b(3, 9).order, 130.0))
         assert (await planner.schedule("late")).job == "late"
         assert not preparing.done()
         preparing.cancel()
@@ -106,7 +106,7 @@ def test_a_solver_that_keeps_dying_is_an_error_on_the_job(tmp_path: Path) -> Non
 def test_a_job_that_cannot_be_solved_is_told_and_does_not_end_the_solver(tmp_path: Path) -> None:
     async def play(planner: PerseusPlanner, solver: SolverProcess) -> None:
         only_forward = {key: choices for key, choices in SMALL.choices.items() if key[1] == "forward"}
-        await planner.register(JobRegistration("lame", only_forward, "1f1b", 2, 6, 130.0))
+        await planner.register(JobRegistration("lame", only_forward, one_f_one_b(2, 6).order, 130.0))
         with pytest.raises(SolvingError, match=r"job lame: ValueError: .*has no 'backward'"):
             await planner.schedule("lame")
         first = solver.pid
