@@ -22,10 +22,11 @@ from actors.solver_messages import (
     Question,
     ScheduleQuestion,
     SolvingError,
+    UnreadableMessageError,
     receive,
     send,
 )
-from actors.training_messages import ClockSchedule, ClockStep, FrontierSample, JobFrontier
+from actors.training_messages import ClockSchedule, FrontierSample, JobFrontier
 from control_plane.training.job_record import JobRecord
 from control_plane.training.job_spec import Circumstances, StageRatios
 from control_plane.training.planner import SolvedJob, all_max, meeting, solve
@@ -112,19 +113,16 @@ def _clock_schedule(job: JobRecord, solved: SolvedJob, now: Circumstances) -> Cl
     deadline_s, degree = meeting(job.spec(), solved, now)
     plan = solved.within(deadline_s)
     highest = all_max(solved.dag)
-    ranks = tuple(
-        tuple(ClockStep(step.instruction, step.microbatch, step.freq_mhz) for step in steps) for steps in plan.ranks
-    )
     return ClockSchedule(
         job=job.name,
-        plan_id=hashlib.sha256(repr((plan.deadline_s, ranks)).encode()).hexdigest()[:16],
+        plan_id=hashlib.sha256(repr((plan.deadline_s, plan.ranks)).encode()).hexdigest()[:16],
         degree=degree,
         deadline_s=plan.deadline_s,
         planned_time_s=plan.finish_time_s,
         planned_energy_j=plan.energy_j,
         lower_bound_j=plan.lower_bound_j,
         regime=plan.regime.value,
-        ranks=ranks,
+        ranks=plan.ranks,
         t_min_s=solved.frontier.t_min_s,
         t_star_s=solved.frontier.t_star_s,
         all_max_time_s=highest.time_s,
@@ -189,8 +187,12 @@ async def serve(link: socket.socket) -> None:
             log.critical("the solver ends", exc_info=error)
             os._exit(1)
 
-    while (asked := await receive(reader, Asked)) is not None:
-        task = asyncio.get_running_loop().create_task(reply(asked))
-        answering.add(task)
-        task.add_done_callback(answered)
+    try:
+        while (asked := await receive(reader, Asked)) is not None:
+            task = asyncio.get_running_loop().create_task(reply(asked))
+            answering.add(task)
+            task.add_done_callback(answered)
+    except UnreadableMessageError as error:
+        log.critical("the solver ends, a question cannot be read: %s", error)
+        os._exit(1)
     os._exit(0)  # Threads may be deep in a solver: nobody waits for them any more.

@@ -2,27 +2,36 @@
 
 Every change is on disk as JSON before it is answered, so a planner that restarts knows its jobs and has their frontiers
 traced again when asked. Solving happens elsewhere: calls go on meanwhile.
+
+A job is kept for a day after it was last heard of, and at most so many are kept; its file's modification time says when
+that was. A job that was dropped and still runs registers again when it is told that it is unknown.
 """
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from actors.solver_messages import FrontierQuestion, PrepareQuestion, ScheduleQuestion, Solver, SolvingError
 from actors.training_messages import OWN_PIPELINE, ClockSchedule, JobFrontier, JobRegistration
 from control_plane.training.job_record import JobRecord
 from control_plane.training.job_spec import Circumstances, JobSpec, PipelineId, StageRatios
 from control_plane.training.profile import profile_of
-from control_plane.training.schedules import schedule_named
+from control_plane.training.schedules import user_order
 from control_plane.training.straggler import Detector
 
 log = logging.getLogger(__name__)
 
 MOST_SCHEDULES = 32
 """Kept per job; a straggler's degree may be any number."""
+JOB_KEPT_S = 24 * 3600.0
+"""After its last report; a report still shows a job's frontier the next morning."""
+MOST_JOBS = 64
+"""A record is up to some megabytes; beyond this the job that was longest not heard of goes first."""
+HEARD_EVERY_S = 600.0
+"""How exactly a job's file says when it was last heard of."""
+MOST_SAMPLES = 1000
 
 
 class UnknownJobError(ValueError):
@@ -36,14 +45,16 @@ class PerseusPlanner:
         self._folder, self._solver, self._unix_s = folder, solver, unix_s
         folder.mkdir(parents=True, exist_ok=True)
         self._records = _read_records(folder)
+        self._heard_unix_s = {name: min(self._file(name).stat().st_mtime, unix_s()) for name in self._records}
         self._schedules: dict[str, dict[Circumstances, ClockSchedule]] = {}
         self._detectors: dict[tuple[str, PipelineId], Detector] = {}
         self._working: set[asyncio.Task[None]] = set()
 
     async def register(self, registration: JobRegistration) -> None:
         """Registering again replaces the job and forgets its stragglers. Raises ValueError where profile and
-        schedule do not fit each other; the frontier is traced in the background."""
-        schedule = schedule_named(registration.schedule, registration.stages, registration.microbatches)
+        schedule do not fit each other or a measured time or power cannot be; a job of this name then stays as it is.
+        The frontier is traced in the background."""
+        schedule = user_order(registration.order, registration.schedule)
         spec = JobSpec(
             profile_of(registration.choices),
             schedule,
@@ -53,11 +64,13 @@ class PerseusPlanner:
         record = JobRecord.of(registration.job, spec)
         self._drop(record.name)
         self._keep(record)
+        await self._drop_old_jobs()
         self._start(self._refine(record, Circumstances()))
 
     async def schedule(self, job: str, pipeline: PipelineId = OWN_PIPELINE) -> ClockSchedule:
         """Clocks for every rank under what is known of the job's stragglers; waits for the first solution."""
         record = self._record(job)
+        self._hear(job)
         now = record.circumstances(pipeline, self._unix_s())
         known = self._schedules.setdefault(job, {}).get(now)
         if known is not None:
@@ -82,10 +95,9 @@ class PerseusPlanner:
     ) -> ClockSchedule | None:
         """What a pipeline measured of itself in one iteration: per stage its computations' times over the profiled
         ones. Returns its schedule where that is not ``plan_id`` any more. Raises ValueError where ``ratios`` is not
-        of the job's stages."""
+        of the job's stages, or holds what cannot be measured."""
         record = self._record(job)
-        if len(ratios) != record.stages:
-            raise ValueError(f"job {job} has {record.stages} stages, got {len(ratios)} ratios")
+        record.check_ratios(ratios)
         known = record.slow_stages.get(pipeline, ())
         detector, news = self._detectors.get((job, pipeline), Detector()).observe(ratios, known)
         self._detectors[job, pipeline] = detector
@@ -96,7 +108,10 @@ class PerseusPlanner:
         return None if schedule.plan_id == plan_id else schedule
 
     async def frontier(self, job: str, samples: int = 40) -> JobFrontier:
-        """The healthy pipeline's, and the straggler that is planned for now."""
+        """The healthy pipeline's, and the straggler that is planned for now. Raises ValueError where ``samples`` is not
+        from 2 to MOST_SAMPLES."""
+        if not 2 <= samples <= MOST_SAMPLES:
+            raise ValueError(f"job {job}: samples must be from 2 to {MOST_SAMPLES}, got {samples}")
         record = self._record(job)
         now = Circumstances(record.circumstances(OWN_PIPELINE, self._unix_s()).degree)
         frontier = await self._solver.answer(FrontierQuestion(job=record, now=now, samples=samples))
@@ -108,9 +123,25 @@ class PerseusPlanner:
 
     async def forget(self, job: str) -> None:
         """The job is no longer planned for. Forgetting twice is forgetting once."""
-        self._records.pop(job, None)
-        self._drop(job)
-        self._file(job).unlink(missing_ok=True)
+        if self._records.pop(job, None) is not None:
+            self._heard_unix_s.pop(job, None)
+            self._drop(job)
+            self._file(job).unlink(missing_ok=True)
+
+    async def _drop_old_jobs(self) -> None:
+        now_s = self._unix_s()
+        by_age = sorted(self._records, key=lambda name: self._heard_unix_s[name], reverse=True)
+        for place, name in enumerate(by_age):
+            if place >= MOST_JOBS or now_s - self._heard_unix_s[name] > JOB_KEPT_S:
+                log.info("job %s was last heard of %.0f s ago and is dropped", name, now_s - self._heard_unix_s[name])
+                await self.forget(name)
+
+    def _hear(self, job: str) -> None:
+        """The job is still there."""
+        now_s = self._unix_s()
+        if abs(now_s - self._heard_unix_s[job]) >= HEARD_EVERY_S:
+            self._heard_unix_s[job] = now_s
+            os.utime(self._file(job), (now_s, now_s))
 
     async def _refine(self, record: JobRecord, now: Circumstances) -> None:
         """Have better plans prepared, and keep this one if it is one of them."""
@@ -157,8 +188,10 @@ class PerseusPlanner:
     def _keep(self, record: JobRecord) -> None:
         draft = self._file(record.name).with_suffix(".draft")
         draft.write_text(record.model_dump_json())
+        now_s = self._unix_s()
+        os.utime(draft, (now_s, now_s))
         draft.replace(self._file(record.name))
-        self._records[record.name] = record
+        self._records[record.name], self._heard_unix_s[record.name] = record, now_s
 
     def _file(self, job: str) -> Path:
         return self._folder / f"{job}.json"
@@ -169,8 +202,11 @@ def _read_records(folder: Path) -> dict[str, JobRecord]:
     for path in sorted(folder.glob("*.json")):
         try:
             record = JobRecord.model_validate_json(path.read_text())
-        except ValidationError as error:
+        except (ValueError, OSError) as error:
             log.error("%s is no job and is left aside: %s", path, error)
+            continue
+        if path.name != f"{record.name}.json":
+            log.error("%s holds job %s, whose file has another name, and is left aside", path, record.name)
             continue
         records[record.name] = record
     return records

@@ -13,7 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.solver_messages import Answer, Answered, Asked, Question, SolvingError, receive, send
+from actors.solver_messages import (
+    Answer,
+    Answered,
+    Asked,
+    Question,
+    SolvingError,
+    UnreadableMessageError,
+    receive,
+    send,
+)
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +30,8 @@ COMMAND = (sys.executable, "-m", "actors.solver_main")
 IDLE_S = 300.0
 """A solver takes 130 MB and more; a new one is up in a second and traces again what it is asked about."""
 MOST_ATTEMPTS = 3
+END_S = 5.0
+"""How long a solver whose socket has closed may take to end before it is killed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +99,11 @@ class SolverProcess:
 
     async def _put(self, number: int, asked: _Open) -> None:
         asked.attempts += 1
-        asked.link = await self._started()
+        try:
+            asked.link = await self._started()
+        except OSError as error:
+            _fail(asked, f"no solver can be started: {error}")
+            return
         try:
             await send(asked.link.writer, Asked(number=number, question=asked.question))
         except ConnectionError as error:
@@ -100,43 +115,59 @@ class SolverProcess:
                 ours, theirs = socket.socketpair()
                 # Its modules are found beside this one, wherever this process was started.
                 root = Path(__file__).resolve().parents[1]
-                with theirs:
-                    process = subprocess.Popen(self._command, stdin=theirs.fileno(), cwd=root)
+                try:
+                    with theirs:
+                        process = subprocess.Popen(self._command, stdin=theirs.fileno(), cwd=root)
+                except OSError:
+                    ours.close()
+                    raise
                 reader, writer = await asyncio.open_connection(sock=ours)
                 self._link = _Link(process, reader, writer)
                 listening = asyncio.get_running_loop().create_task(self._listen(self._link))
                 self._reading.add(listening)
-                listening.add_done_callback(self._listened)
+                listening.add_done_callback(self._reading.discard)
             return self._link
 
     async def _listen(self, link: _Link) -> None:
-        """Take answers until the solver ends; what it left open is then put to a new one."""
-        while (answered := await receive(link.reader, Answered)) is not None:
-            asked = self._open.get(answered.number)
-            if asked is not None and not asked.answer.done():
-                _settle(asked.answer, answered)
-        link.writer.close()
-        if self._link is link:
-            self._link = None
-        code = await asyncio.to_thread(link.process.wait)
+        """Take answers until the solver ends or cannot be understood; what it left open is then put to a new one."""
+        try:
+            while (answered := await receive(link.reader, Answered)) is not None:
+                asked = self._open.get(answered.number)
+                if asked is not None and not asked.answer.done():
+                    _settle(asked.answer, answered)
+        except UnreadableMessageError as error:
+            log.error("the solver's answer cannot be read, another is started: %s", error)
+            link.process.kill()
+            unread = None if error.number is None else self._open.get(error.number)
+            if unread is not None:
+                _fail(unread, f"the solver's answer cannot be read: {error}")
+        finally:
+            link.writer.close()
+            if self._link is link:
+                self._link = None
+        code = await asyncio.to_thread(_ended, link.process)
         left = {number: asked for number, asked in self._open.items() if asked.link is link and not asked.answer.done()}
         if left:
             log.error("the solver ended with code %d; %d questions are asked again", code, len(left))
         for number, asked in left.items():
             if asked.attempts >= MOST_ATTEMPTS:
-                told = f"job {asked.question.job.name}: the solver died {asked.attempts} times over it, code {code}"
-                asked.answer.set_exception(SolvingError(told))
+                _fail(asked, f"the solver died {asked.attempts} times over it, code {code}")
             else:
                 await self._put(number, asked)
 
-    def _listened(self, listening: "asyncio.Task[None]") -> None:
-        self._reading.discard(listening)
-        error = None if listening.cancelled() else listening.exception()
-        if error is not None:
-            log.error("no solver can be heard: %r", error)
-            for asked in self._open.values():
-                if not asked.answer.done():
-                    asked.answer.set_exception(SolvingError(f"no solver can be heard: {error!r}"))
+
+def _ended(process: "subprocess.Popen[bytes]") -> int:
+    """Its exit code; a solver that has closed its socket and still runs is killed."""
+    try:
+        return process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _fail(asked: _Open, why: str) -> None:
+    if not asked.answer.done():
+        asked.answer.set_exception(SolvingError(f"job {asked.question.job.name}: {why}"))
 
 
 def _settle(future: "asyncio.Future[Answer]", answered: Answered) -> None:

@@ -2,11 +2,12 @@
 the planner does not load them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from control_plane.training.job_spec import PipelineId
+from control_plane.training.job_spec import PipelineId, ScheduledStep, StageRatios
 from control_plane.training.profile import Choice, ComputationKey
+from control_plane.training.schedules import Instruction
 
 OWN_PIPELINE = PipelineId("pipeline-0")
 """The data-parallel pipeline that schedules are for where none is named."""
@@ -26,39 +27,27 @@ class TrainingSite:
 
 @dataclass(frozen=True, slots=True)
 class JobRegistration:
-    """One pipeline of a job: what its computations were measured to take, and the order they run in.
+    """One pipeline of a job: what its computations were measured to take, and the order they really run in.
 
     Times and energies are of a whole stage; ``blocking_power_w`` is what a stage draws while it waits.
     """
 
     job: str
     choices: Mapping[ComputationKey, tuple[Choice, ...]]
-    schedule: str
-    stages: int
-    microbatches: int
+    order: tuple[tuple[Instruction, ...], ...]
+    """Per rank (a rank is a pipeline stage), what it runs in one iteration."""
     blocking_power_w: float
     switch_time_s: float = 0.0
     """What one clock change takes; no clock is held for less."""
+    schedule: str = "user"
+    """What the order is called; nothing follows from it."""
 
 
-class ClockStep(NamedTuple):
-    """One computation of a rank's program and the clock to run it at."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFigures:
+    """What a clock schedule was chosen for and what it is to take. Energies charge blocking power of all stages up to
+    ``deadline_s``."""
 
-    instruction: str
-    microbatch: int
-    freq_mhz: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClockSchedule:
-    """Clocks for every rank (a rank is a pipeline stage), and what they were chosen for.
-
-    Energies charge blocking power of all stages up to ``deadline_s``.
-    """
-
-    job: str
-    plan_id: str
-    """The same for the same clocks and deadline."""
     degree: float
     """The slowest pipeline takes this many times the healthy iteration time; 1 where none lags."""
     deadline_s: float
@@ -66,19 +55,33 @@ class ClockSchedule:
     planned_energy_j: float
     lower_bound_j: float
     regime: str
-    ranks: tuple[tuple[ClockStep, ...], ...]
     t_min_s: float
     t_star_s: float
     all_max_time_s: float
     all_max_energy_j: float
     blocking_power_w: float
     """Of all stages together."""
-    stage_ratios: tuple[float, ...] = ()
+    stage_ratios: StageRatios = ()
     """The slow stages it was chosen for: how many times its profiled time each takes; none: a healthy pipeline."""
 
     def all_max_energy_until_j(self, deadline_s: float) -> float:
         """What the same iteration takes with every clock at its highest, waiting until the deadline."""
         return self.all_max_energy_j + self.blocking_power_w * max(0.0, deadline_s - self.all_max_time_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockSchedule(PlanFigures):
+    """Clocks for every rank."""
+
+    job: str
+    plan_id: str
+    """The same for the same clocks and deadline."""
+    ranks: tuple[tuple[ScheduledStep, ...], ...]
+
+    @property
+    def figures(self) -> PlanFigures:
+        """Without the clocks."""
+        return PlanFigures(**{field.name: getattr(self, field.name) for field in fields(PlanFigures)})
 
 
 class FrontierSample(NamedTuple):

@@ -10,6 +10,9 @@ from pathlib import Path
 from train_jobs.job import Job
 from train_jobs.training_result import TrainingResult
 
+TOLD_BYTES = 1500
+"""Of the end of a log that may be long."""
+
 
 class TrainingFailedError(RuntimeError):
     """The job ended without a result; the message holds the end of its log."""
@@ -33,7 +36,12 @@ class TrainingProcess:
             ) from None
         if code != 0:
             raise TrainingFailedError(f"the training job ended with exit code {code}:\n{self._told()}")
-        return TrainingResult.from_json((self.folder / "run.json").read_text())
+        try:
+            return TrainingResult.from_json((self.folder / "run.json").read_text())
+        except (OSError, ValueError) as error:
+            raise TrainingFailedError(
+                f"the training job left no run that can be read: {error}\n{self._told()}"
+            ) from None
 
     def stop(self, patience_s: float = 10.0) -> None:
         """End it if it runs: asked first, then made to."""
@@ -47,7 +55,9 @@ class TrainingProcess:
             self.process.wait()
 
     def _told(self) -> str:
-        return (self.folder / "training.log").read_text(errors="replace")[-1500:]
+        with (self.folder / "training.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - TOLD_BYTES))
+            return log.read().decode(errors="replace")
 
 
 def start_training(job: Job, address: str, folder: Path) -> TrainingProcess:

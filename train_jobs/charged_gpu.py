@@ -7,26 +7,11 @@ the operating system woke us, and the worker sleeps until its end: late wake-ups
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from actors.gpu.drivers import ChargeableNode
 from control_plane.hardware.gpu_model import IDLE, GpuSpec
 from control_plane.hardware.stage_model import NS_PER_S, StageWork, finish_ns
-
-SleepUntil = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A computation as it was charged."""
-
-    begin_ns: int
-    end_ns: int
-    energy_j: float
-    freq_mhz: int
-    """The clock it ended with."""
-    settled: bool
-    """It had that clock from the beginning."""
+from train_jobs.meter import Reading
 
 
 class ChargedGpu:
@@ -50,18 +35,23 @@ class ChargedGpu:
     def now_ns(self) -> int:
         return self._clock_ns()
 
-    def compute(self, work: StageWork, at_ns: int) -> Span:
-        """Run ``work`` from ``at_ns`` on; returns when it is done."""
+    def compute(self, work: StageWork, at_ns: int) -> Reading:
+        """Run ``work`` from ``at_ns`` on; returns when it is done, with the GPU at its end."""
         began = self._node.work(self._index, work.activity, at_ns)
         end_ns = finish_ns(self.spec, began, work)
         self.sleep_until(end_ns)
         ended = self._node.work(self._index, IDLE, end_ns)
-        settled = began.freq_mhz == began.target_mhz
-        return Span(began.at_ns, end_ns, ended.energy_j - began.energy_j, ended.freq_mhz, settled)
+        return Reading(end_ns, ended.energy_j, ended.freq_mhz)
 
-    def counter_j(self, at_ns: int) -> float:
-        """The energy counter at a moment when the GPU waits."""
-        return self._node.work(self._index, IDLE, at_ns).energy_j
+    def reading(self, at_ns: int) -> Reading:
+        """The GPU at a moment when it waits."""
+        state = self._node.work(self._index, IDLE, at_ns)
+        return Reading(state.at_ns, state.energy_j, state.freq_mhz)
+
+    def look(self) -> Reading:
+        """The GPU now, whatever it does; changes nothing, so any thread may look."""
+        state = self._node.state(self._index)
+        return Reading(state.at_ns, state.energy_j, state.freq_mhz)
 
     def target_mhz(self) -> int:
         """The clock it has been told to take."""

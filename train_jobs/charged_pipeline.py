@@ -4,66 +4,46 @@ Beside every activation and gradient travels the moment its computation ended: a
 is free and what it waits for has been made.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage
 
+from control_plane.training.schedules import BACKWARD, FORWARD, Instruction
 from train_jobs.charged_gpu import ChargedGpu
-from train_jobs.frequency_hook import FrequencyHook
 from train_jobs.job import Job
-
-FORWARD, BACKWARD = "forward", "backward"
-
-
-@dataclass(frozen=True, slots=True)
-class StageSpan:
-    """One computation of one iteration, in nanoseconds since the iteration began."""
-
-    stage: int
-    instruction: str
-    microbatch: int
-    begin_ns: int
-    end_ns: int
-    freq_mhz: int
-    energy_j: float
-    settled: bool
-    """At this clock from the beginning."""
+from train_jobs.session import TrainingSession
 
 
 class Timeline:
     """When this rank's computations begin and end; ends are told to the stages that wait for them."""
 
-    def __init__(self, job: Job, stage: int, gpu: ChargedGpu, hook: FrequencyHook, group: dist.ProcessGroup) -> None:
-        self._job, self._stage, self._gpu, self._hook, self._group = job, stage, gpu, hook, group
-        self._last_stage = job.schedule.stages - 1
+    def __init__(self, job: Job, session: TrainingSession, gpu: ChargedGpu, group: dist.ProcessGroup) -> None:
+        self._costs, self._faults, self._session, self._gpu, self._group = job.costs, job.faults, session, gpu, group
+        self._stage, self._last_stage = session.order.rank, job.schedule.stages - 1
         self._sent: list[tuple[Any, torch.Tensor]] = []
-        self._start_ns, self._iteration = 0, 0
+        self._iteration = 0
         self.free_ns = 0
-        self.spans: list[StageSpan] = []
 
     def start(self, iteration: int, at_ns: int) -> None:
         """A new iteration."""
         for sending, _ in self._sent:
             sending.wait()
         self._sent.clear()
-        self.spans = []
-        self._iteration, self._start_ns, self.free_ns = iteration, at_ns, at_ns
+        self._iteration, self.free_ns = iteration, at_ns
 
     def run(self, instruction: str, microbatch: int) -> None:
         """Charge one computation, once what it waits for is known to have ended."""
         from_stage, to_stage = (-1, 1) if instruction == FORWARD else (1, -1)
         at_ns = max(self.free_ns, self._ended(self._stage + from_stage, instruction, microbatch))
-        self._hook.begins(instruction, microbatch, at_ns)
-        span = self._gpu.compute(self._job.work_at(self._iteration, self._stage, instruction), at_ns)
-        self._hook.ended(instruction, microbatch, span.end_ns)
-        self.free_ns = span.end_ns
-        self._tell(self._stage + to_stage, instruction, microbatch, span.end_ns)
-        begin_ns, end_ns = span.begin_ns - self._start_ns, span.end_ns - self._start_ns
-        place = (self._stage, instruction, microbatch)
-        self.spans.append(StageSpan(*place, begin_ns, end_ns, span.freq_mhz, span.energy_j, span.settled))
+        step = Instruction(instruction, microbatch)
+        self._session.begin(step, self._gpu.reading(at_ns))
+        work = self._faults.slowed(self._costs.work(self._stage, instruction), self._stage, self._iteration)
+        ended = self._gpu.compute(work, at_ns)
+        self._session.end(step, ended)
+        self.free_ns = ended.at_ns
+        self._tell(self._stage + to_stage, instruction, microbatch, ended.at_ns)
 
     def _ended(self, stage: int, instruction: str, microbatch: int) -> int:
         if not 0 <= stage <= self._last_stage:

@@ -6,7 +6,7 @@ from typing import Any
 from ray.train.backend import Backend, BackendConfig
 
 
-class GlooConfig(BackendConfig):
+class GlooConfig(BackendConfig):  # type: ignore[misc]
     """Says which backend, and no more."""
 
     @property
@@ -14,7 +14,7 @@ class GlooConfig(BackendConfig):
         return GlooBackend
 
 
-class GlooBackend(Backend):
+class GlooBackend(Backend):  # type: ignore[misc]
     """Ray Train's own, asked for by name when it is needed."""
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:

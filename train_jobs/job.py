@@ -1,18 +1,22 @@
-"""A training job as a file: what it trains, in how many stages, what a layer takes, and which straggler is injected."""
+"""A training job as a file: what it trains, in how many stages and iterations.
+
+What its computations cost on simulated GPUs (``simulated_costs``) and which faults are injected (``injected_faults``)
+are parts of the file with modules of their own.
+"""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from control_plane.field_errors import explain
-from control_plane.hardware.gpu_model import H100_SXM, Activity
-from control_plane.hardware.stage_model import StageWork
-
-JOB_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-
-STEPS = ("forward", "backward")
+from control_plane.hardware.gpu_model import H100_SXM
+from control_plane.training.job_record import JOB_NAME
+from control_plane.training.schedules import Schedule, schedule_named
+from train_jobs.file_part import FilePart
+from train_jobs.injected_faults import InjectedFaults, SlowGpuSettings, StragglerSettings
+from train_jobs.simulated_costs import LayerCost, StageCosts, SweepSettings
 
 
 class JobError(ValueError):
@@ -27,11 +31,7 @@ class NoPlannerError(RuntimeError):
         super().__init__(f"{why}; {how}")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ScheduleSettings(_Part):
+class ScheduleSettings(FilePart):
     """The order of computations: one forward, one backward (PipeDream-Flush)."""
 
     name: Literal["1f1b"] = "1f1b"
@@ -45,13 +45,13 @@ class ScheduleSettings(_Part):
         return self
 
 
-class StageSettings(_Part):
+class StageSettings(FilePart):
     """One stage of the pipeline, on one GPU."""
 
     layers: int = Field(ge=1, le=64)
 
 
-class ModelSettings(_Part):
+class ModelSettings(FilePart):
     """The network that is really trained: small, so that its arithmetic costs next to nothing."""
 
     width: int = Field(32, ge=2, le=1024)
@@ -60,69 +60,7 @@ class ModelSettings(_Part):
     seed: int = 7
 
 
-class LayerCost(_Part):
-    """What one layer is charged for one micro-batch on a simulated GPU, at the highest clock."""
-
-    forward_s: float = Field(0.024, gt=0)
-    backward_ratio: float = Field(2.0, gt=0)
-    """A backward takes this many times the forward: gradients of inputs and of weights."""
-    compute_share: float = Field(0.75, gt=0, le=1)
-    """The part that stretches as the clock falls; the rest is memory traffic."""
-    sm: float = Field(0.85, ge=0, le=1)
-    mem: float = Field(0.45, ge=0, le=1)
-    """Shares of SM and memory power while it runs: large matrix products keep the SMs busy."""
-
-
-class SweepSettings(_Part):
-    """Which clocks the job measures itself at."""
-
-    clocks_mhz: tuple[int, ...] = Field((1980, 1845, 1710, 1590, 1470, 1365, 1260, 1155, 1050, 945), min_length=2)
-    idle_s: float = Field(0.1, gt=0)
-    """Blocking power is measured over this long."""
-
-    @model_validator(mode="after")
-    def _clocks_exist(self) -> "SweepSettings":
-        unknown = sorted(set(self.clocks_mhz) - set(H100_SXM.freqs_mhz))
-        if unknown:
-            nearest = H100_SXM.supported_at_most(unknown[0])
-            raise ValueError(f"{H100_SXM.name} has no clock of {unknown[0]} MHz; the nearest is {nearest}")
-        if H100_SXM.max_freq_mhz not in self.clocks_mhz:
-            raise ValueError(f"the highest clock, {H100_SXM.max_freq_mhz} MHz, must be measured")
-        return self
-
-
-class _Spell(_Part):
-    """Iterations ``from_iteration`` up to ``to_iteration``."""
-
-    from_iteration: int = Field(ge=0)
-    to_iteration: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _lasts(self) -> Self:
-        if self.to_iteration <= self.from_iteration:
-            raise ValueError(f"to_iteration {self.to_iteration} is not after from_iteration {self.from_iteration}")
-        return self
-
-    def covers(self, iteration: int) -> bool:
-        return self.from_iteration <= iteration < self.to_iteration
-
-
-class StragglerSettings(_Spell):
-    """Another data-parallel pipeline is slow for a while."""
-
-    degree: float = Field(1.2, gt=1, le=10)
-    """It takes this many times a healthy iteration at full clock."""
-
-
-class SlowGpuSettings(_Spell):
-    """A GPU of the job's own is slow for a while, at the same power, and nobody says so."""
-
-    stage: int = Field(ge=0)
-    ratio: float = Field(1.3, gt=1, le=10)
-    """Its computations take this many times as long."""
-
-
-class Job(_Part):
+class Job(FilePart):
     """A whole job file."""
 
     name: str = Field("pipeline", pattern=JOB_NAME)
@@ -165,45 +103,27 @@ class Job(_Part):
             raise ValueError(f"slow_gpu.stage {self.slow_gpu.stage} is not there, the last of the stages is {last}")
         return self
 
-    def degree_at(self, iteration: int) -> float:
-        """How many times a healthy iteration the slowest other pipeline takes."""
-        straggler = self.straggler
-        return straggler.degree if straggler is not None and straggler.covers(iteration) else 1.0
-
-    def slow_ratio_at(self, iteration: int) -> float:
-        """How many times as long the slow GPU of this pipeline takes; 1 where none is slow."""
-        slow = self.slow_gpu
-        return slow.ratio if slow is not None and slow.covers(iteration) else 1.0
-
-    def work_at(self, iteration: int, stage: int, instruction: str) -> StageWork:
-        """What a computation of a stage is charged in this iteration."""
-        work = self.work(stage, instruction)
-        if self.slow_gpu is None or self.slow_gpu.stage != stage:
-            return work
-        ratio = self.slow_ratio_at(iteration)
-        return StageWork(work.compute_s * ratio, work.memory_s * ratio, work.activity)
-
-    def work(self, stage: int, instruction: str) -> StageWork:
-        """What a computation of a stage is charged on a healthy GPU."""
-        layer = self.layer
-        time_s = self.stages[stage].layers * layer.forward_s
-        if instruction == "backward":
-            time_s *= layer.backward_ratio
-        compute_s = time_s * layer.compute_share
-        return StageWork(compute_s, time_s - compute_s, Activity(layer.sm, layer.mem))
+    @property
+    def order(self) -> Schedule:
+        """What every stage runs in one iteration."""
+        return schedule_named(self.schedule.name, self.schedule.stages, self.schedule.microbatches)
 
     @property
-    def healthy_s(self) -> float:
-        """GPU time of an iteration at full clock: every stage once, and the heaviest for the other micro-batches."""
-        stages = range(self.schedule.stages)
-        times_s = [sum(self.work(s, name).time_s(H100_SXM, H100_SXM.max_freq_mhz) for name in STEPS) for s in stages]
-        return sum(times_s) + (self.schedule.microbatches - 1) * max(times_s)
+    def costs(self) -> StageCosts:
+        """What its computations are charged on simulated GPUs."""
+        return StageCosts(self.layer, tuple(stage.layers for stage in self.stages))
+
+    @property
+    def faults(self) -> InjectedFaults:
+        return InjectedFaults(self.straggler, self.slow_gpu)
 
 
 def job_lasting(seconds: float, **fields: Any) -> Job:
     """The default pipeline for about so many seconds of GPU time (at least a dozen iterations), the straggler in the
     middle third. Worker start and self-measurement take another half minute."""
-    iterations = max(12, round(seconds / (Job().healthy_s * (1 + 0.2 / 3))))
+    usual = Job()
+    healthy_s = usual.costs.healthy_s(H100_SXM, usual.schedule.microbatches)
+    iterations = max(12, round(seconds / (healthy_s * (1 + 0.2 / 3))))
     straggler = StragglerSettings(from_iteration=iterations // 3, to_iteration=2 * iterations // 3)
     return Job(iterations=iterations, straggler=straggler, **fields)
 

@@ -1,103 +1,208 @@
-"""A job's line to the planner: one call per change and one per iteration, and training never waits long for an answer.
+"""A job's line to the planner: a thread of its own talks, the training step only leaves word and takes what is there.
 
 While the planner is away the job runs on with what it has: the schedule it was once given for this straggler, else the
-last one. The change is told again until it has been heard.
+last one. What the planner has not heard is told again until it has; of several reports the newest is enough.
 """
 
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
-from actors.runtime import PERSEUS_PLANNER, actor
+from actors.perseus_planner import UnknownJobError
 from actors.training_messages import OWN_PIPELINE, ClockSchedule, JobRegistration
 from control_plane.training.job_spec import PipelineId, StageRatios
+from train_jobs.order import SessionError
 
 log = logging.getLogger(__name__)
 
 OTHER_PIPELINE = PipelineId("pipeline-1")
-PATIENCE_S = 1.0
-REPORT_PATIENCE_S = 0.5
-"""A report is answered in milliseconds unless a frontier has to be traced; that schedule is taken when it comes."""
+FIRST_RETRY_S, LAST_RETRY_S = 0.5, 10.0
+MOST_GIVEN = 32
+"""Schedules kept by straggler; a degree may be any number."""
+
+Call = Callable[..., "Future[Any]"]
+"""``call(method, *args)`` starts a call to the planner; PeerAwayError where none runs."""
 
 
-@dataclass(slots=True)
-class _Asked:
+@dataclass(frozen=True, slots=True)
+class _Register:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Announce:
     degree: float
-    answer: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    ratios: StageRatios
+
+
+_Word = _Register | _Announce | _Report
 
 
 class PlannerLink:
-    """``call(method, *args)`` starts a call to the planner and returns its reference; ValueError where none runs."""
+    """``known``: the planner was given this job before, and is asked to plan on. No method waits for the planner
+    unless it is told how long."""
 
-    def __init__(self, job: str, registration: JobRegistration, call: Callable[..., Any] | None = None) -> None:
-        self._job, self._registration = job, registration
-        self._call = call or call_planner
-        self._asked: _Asked | None = None
-        self._reported: _Asked | None = None
-        self._heard: float | None = None
+    def __init__(self, registration: JobRegistration, call: Call, known: bool = False) -> None:
+        self._registration, self._call = registration, call
+        self._job = registration.job
+        self._changed = threading.Condition()
+        self._registered, self._closed = known, False
+        self._refusal: str | None = None
+        self._wanted, self._heard = 1.0, float("nan")
+        self._report: _Report | None = None
+        self._talking = self._away = False
         self._given: dict[float, ClockSchedule] = {}
-        self._last: ClockSchedule | None = None
+        self._current: ClockSchedule | None = None
+        self._thread = threading.Thread(target=self._talk_forever, name="planner-link", daemon=True)
+        self._thread.start()
 
-    def register(self) -> None:
-        """Give the planner the job; a planner that is away is told later."""
-        try:
-            ray.get(self._call("register", self._registration), timeout=5.0)
-        except (ValueError, ray.exceptions.RayError) as error:
-            log.warning("job %s is not registered yet: %s", self._job, error)
+    def schedule_for(self, degree: float, wait_s: float = 0.0) -> ClockSchedule | None:
+        """The schedule to run while the slowest other pipeline takes ``degree`` times a healthy iteration: what has
+        come so far, None before the first. Waits up to ``wait_s`` for the planner's answer to what was left for it, not
+        for a planner that is away.
 
-    def schedule_for(self, degree: float, patience_s: float = PATIENCE_S) -> ClockSchedule | None:
-        """The schedule to run while the slowest other pipeline takes ``degree`` times a healthy iteration; None
-        before the first one has come."""
-        if self._heard != degree:
-            self._ask(degree)
-            self._asked, answer = self._taken(self._asked, patience_s)
-            if answer is not None:
-                self._heard, self._reported = degree, None
-                self._given[degree] = answer
-            self._last = self._given.get(degree, self._last)
-        else:
-            self._reported, answer = self._taken(self._reported, REPORT_PATIENCE_S)
-            self._last = better_of(self._last, answer)
-        return self._last
+        Raises SessionError where the planner refused the registration.
+        """
+        with self._changed:
+            if degree != self._wanted:
+                self._wanted, self._report = degree, None
+                self._current = self._given.get(degree, self._current)
+                self._changed.notify_all()
+            if wait_s > 0:
+                self._changed.wait_for(lambda: self._refusal is not None or self._away or self._is_heard(), wait_s)
+            if self._refusal is not None:
+                raise SessionError(f"the planner refuses job {self._job}: {self._refusal}")
+            return self._current
 
-    def report(self, ratios: StageRatios, running: ClockSchedule | None) -> None:
-        """Tell what the pipeline measured of itself in one iteration: per stage measured over profiled times. Where
-        that changes its schedule, ``schedule_for`` has it next. One report at a time is on its way."""
-        if self._heard is None or self._reported is not None:
-            return
-        plan_id = "" if running is None else running.plan_id
-        self._reported = self._started(self._heard, "report_iteration", self._job, OWN_PIPELINE, ratios, plan_id)
+    def report(self, ratios: StageRatios) -> None:
+        """Leave word of what the pipeline measured of itself in one iteration: per stage measured over profiled times.
+        Where that changes its schedule, a later ``schedule_for`` has it."""
+        with self._changed:
+            self._report = _Report(ratios)
+            self._changed.notify_all()
 
-    def _ask(self, degree: float) -> None:
-        if self._asked is None or self._asked.degree != degree:
-            self._asked = self._started(degree, "report_straggler", self._job, OTHER_PIPELINE, degree)
+    def close(self) -> None:
+        """Say no more. Returns at once; a call that is on its way is not waited for."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
-    def _started(self, degree: float, method: str, *args: Any) -> _Asked | None:
-        try:
-            return _Asked(degree, self._call(method, *args))
-        except (ValueError, ray.exceptions.RayError) as error:
-            log.warning("the planner is away, training goes on: %s", error)
+    def _is_heard(self) -> bool:
+        return self._next_word() is None and not self._talking
+
+    def _next_word(self) -> _Word | None:
+        if self._refusal is not None:
             return None
+        if not self._registered:
+            return _Register()
+        if self._heard != self._wanted:
+            return _Announce(self._wanted)
+        return self._report
 
-    def _taken(self, asked: _Asked | None, patience_s: float) -> tuple[_Asked | None, ClockSchedule | None]:
-        """What is still asked, and the answer if it has come."""
-        if asked is None:
-            return None, None
-        ready, _ = ray.wait([asked.answer], timeout=patience_s)
-        if not ready:
-            return asked, None
+    def _talk_forever(self) -> None:
+        retry_s = FIRST_RETRY_S
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._next_word() is not None)
+                word = self._next_word()
+                if self._closed or word is None:
+                    return
+                self._talking = True
+            try:
+                self._say(word)
+                retry_s, heard = FIRST_RETRY_S, True
+            except Exception:
+                # Whatever it is, the thread goes on: it is said again.
+                log.warning("the planner does not answer, training goes on", exc_info=True)
+                heard = False
+            with self._changed:
+                self._talking, self._away = False, not heard
+                self._changed.notify_all()
+                if not heard:
+                    # It may have been heard all the same, and a report counts each time: the next one will do.
+                    self._report = None if self._report is word else self._report
+                    self._changed.wait_for(lambda: self._closed, retry_s)
+                    retry_s = min(2 * retry_s, LAST_RETRY_S)
+
+    def _say(self, word: _Word) -> None:
         try:
-            return None, ray.get(asked.answer)
-        except ray.exceptions.RayTaskError as error:
-            log.warning("the planner refuses a report, the job is registered again: %s", error)
-            self._heard = None
-            self.register()
-        except ray.exceptions.RayError as error:
-            log.warning("the planner is away, training goes on: %s", error)
-        return None, None
+            match word:
+                case _Register():
+                    self._answer("register", self._registration)
+                    with self._changed:
+                        self._registered, self._heard = True, float("nan")
+                case _Announce(degree):
+                    answer = self._answer("report_straggler", self._job, OTHER_PIPELINE, degree, moot=word)
+                    if answer is not None:
+                        self._take(answer, degree)
+                case _Report(ratios):
+                    with self._changed:
+                        plan_id = "" if self._current is None else self._current.plan_id
+                    offered = self._answer("report_iteration", self._job, OWN_PIPELINE, ratios, plan_id, moot=word)
+                    with self._changed:
+                        # A newer report waits its turn; a schedule for another straggler is not this one's.
+                        if self._heard == self._wanted:
+                            self._current = better_of(self._current, offered)
+                        if self._report is word:
+                            self._report = None
+        except UnknownJobError as error:
+            log.warning("the planner has forgotten the job, it is registered again: %s", error)
+            with self._changed:
+                self._registered = False
+        except ValueError as error:
+            self._refused(word, error)
+
+    def _take(self, answer: ClockSchedule, degree: float) -> None:
+        with self._changed:
+            self._heard = degree
+            self._given.pop(degree, None)
+            self._given[degree] = answer
+            while len(self._given) > MOST_GIVEN:
+                del self._given[next(iter(self._given))]
+            if self._wanted == degree:
+                self._current = answer
+
+    def _refused(self, word: _Word, error: ValueError) -> None:
+        """The planner knows the job and not what was said: saying it again would change nothing."""
+        log.error("the planner refuses %s of job %s: %s", type(word).__name__.strip("_").lower(), self._job, error)
+        with self._changed:
+            match word:
+                case _Register():
+                    self._refusal = str(error)
+                case _Announce(degree):
+                    self._heard = degree
+                case _Report():
+                    self._report = None if self._report is word else self._report
+
+    def _answer(self, method: str, *args: Any, moot: _Word | None = None) -> Any:
+        """The planner's answer; None where a newer straggler has made the question moot or the link is closed."""
+        future = self._call(method, *args)
+        future.add_done_callback(lambda _: self._wake())
+        with self._changed:
+            self._changed.wait_for(lambda: future.done() or self._closed or self._is_moot(moot))
+            if not future.done():
+                return None
+        return future.result()
+
+    def _is_moot(self, word: _Word | None) -> bool:
+        match word:
+            case _Announce(degree):
+                return degree != self._wanted
+            case _Report():
+                return self._heard != self._wanted
+            case _:
+                return False
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
 
 def better_of(running: ClockSchedule | None, offered: ClockSchedule | None) -> ClockSchedule | None:
@@ -106,7 +211,3 @@ def better_of(running: ClockSchedule | None, offered: ClockSchedule | None) -> C
         return offered or running
     same = (running.deadline_s, running.stage_ratios) == (offered.deadline_s, offered.stage_ratios)
     return running if same and running.planned_energy_j <= offered.planned_energy_j else offered
-
-
-def call_planner(method: str, *args: Any) -> Any:
-    return getattr(actor(PERSEUS_PLANNER), method).remote(*args)

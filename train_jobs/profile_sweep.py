@@ -1,20 +1,25 @@
 """A job measures itself: time and energy of every computation at every clock, on its own GPU, before it trains."""
 
 from control_plane.training.profile import Choice
+from control_plane.training.schedules import BACKWARD, FORWARD, Instruction
 from train_jobs.charged_gpu import ChargedGpu
-from train_jobs.charged_pipeline import BACKWARD, FORWARD
-from train_jobs.job import Job
+from train_jobs.job import Job, JobError
+from train_jobs.meter import between
 
 
 def sweep(job: Job, stage: int, gpu: ChargedGpu) -> dict[str, tuple[Choice, ...]]:
-    """Measure forward and backward of this stage at every clock, each at a settled clock."""
+    """Measure forward and backward of this stage at every clock, each at a settled clock. Raises JobError where this
+    GPU has not the job's clocks."""
+    _check_clocks(job, gpu)
     measured: dict[str, list[Choice]] = {FORWARD: [], BACKWARD: []}
     for freq_mhz in job.sweep.clocks_mhz:
         gpu.set_clock(freq_mhz, gpu.now_ns())
         gpu.settle()
         for instruction, choices in measured.items():
-            span = gpu.compute(job.work(stage, instruction), gpu.now_ns())
-            choices.append(Choice(freq_mhz, (span.end_ns - span.begin_ns) * 1e-9, span.energy_j))
+            began = gpu.reading(gpu.now_ns())
+            ended = gpu.compute(job.costs.work(stage, instruction), began.at_ns)
+            step = between(Instruction(instruction, 0), began, ended)
+            choices.append(Choice(freq_mhz, step.time_s, step.energy_j))
     gpu.set_clock(gpu.spec.max_freq_mhz, gpu.now_ns())
     gpu.settle()
     return {instruction: tuple(choices) for instruction, choices in measured.items()}
@@ -22,8 +27,14 @@ def sweep(job: Job, stage: int, gpu: ChargedGpu) -> dict[str, tuple[Choice, ...]
 
 def blocking_power_w(job: Job, gpu: ChargedGpu) -> float:
     """What the GPU draws while it waits for others."""
-    from_ns = gpu.now_ns()
-    until_ns = from_ns + round(job.sweep.idle_s * 1e9)
-    before_j = gpu.counter_j(from_ns)
+    began = gpu.reading(gpu.now_ns())
+    until_ns = began.at_ns + round(job.sweep.idle_s * 1e9)
     gpu.sleep_until(until_ns)
-    return (gpu.counter_j(until_ns) - before_j) / job.sweep.idle_s
+    return (gpu.reading(until_ns).energy_j - began.energy_j) / job.sweep.idle_s
+
+
+def _check_clocks(job: Job, gpu: ChargedGpu) -> None:
+    unknown = sorted(set(job.sweep.clocks_mhz) - set(gpu.spec.freqs_mhz))
+    if unknown or gpu.spec.max_freq_mhz not in job.sweep.clocks_mhz:
+        wrong = f"it has no {unknown[0]} MHz" if unknown else f"its highest, {gpu.spec.max_freq_mhz} MHz, is not listed"
+        raise JobError(f"sweep.clocks_mhz is not for the GPU that job {job.name} runs on, a {gpu.spec.name}: {wrong}")

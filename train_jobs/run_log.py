@@ -1,11 +1,11 @@
-"""What a training run leaves behind: written into every checkpoint, so that a restarted run goes on with it."""
+"""What a training run leaves behind, as a value; ``log_file`` is how it is written."""
+
+from dataclasses import asdict, dataclass, replace
 
 from pydantic import BaseModel, ConfigDict
 
+from actors.training_messages import PlanFigures
 from control_plane.training.profile import Choice, ComputationKey
-
-LOG_FILE = "log.json"
-"""Its name in a checkpoint."""
 
 
 class _Part(BaseModel):
@@ -59,23 +59,15 @@ class MeasuredChoice(_Part):
     energy_j: float
 
 
-class ScheduleRecord(_Part):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleRecord(PlanFigures):
     """A clock schedule that was in force, and where it lies on the frontier."""
 
-    degree: float
     first_iteration: int
-    deadline_s: float
-    planned_time_s: float
-    planned_energy_j: float
-    lower_bound_j: float
-    regime: str
-    t_min_s: float
-    t_star_s: float
-    all_max_time_s: float
-    all_max_energy_j: float
-    blocking_power_w: float
-    stage_ratios: tuple[float, ...] = ()
-    """The slow stages that it was chosen for: how many times its profiled time each takes; none: healthy."""
+
+    @classmethod
+    def of(cls, figures: PlanFigures, first_iteration: int) -> "ScheduleRecord":
+        return cls(**asdict(figures), first_iteration=first_iteration)
 
 
 class RunLog(_Part):
@@ -105,5 +97,5 @@ def with_schedule(known: tuple[ScheduleRecord, ...], new: ScheduleRecord) -> tup
     number = place.get((new.degree, new.stage_ratios))
     if number is None:
         return (*known, new)
-    better = new.model_copy(update={"first_iteration": known[number].first_iteration})
+    better = replace(new, first_iteration=known[number].first_iteration)
     return (*known[:number], better, *known[number + 1 :])

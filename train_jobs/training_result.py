@@ -59,7 +59,7 @@ class TrainingResult:
             "slowdown_ratio": self.slowdown_ratio,
             "stragglers_handled": self.stragglers_handled,
             "phases": [asdict(phase) for phase in self.phases],
-            "schedules": [schedule.model_dump() for schedule in self.log.schedules],
+            "schedules": [asdict(schedule) for schedule in self.log.schedules],
             "profile_energy_j": self.log.profile_energy_j,
             "worker_starts": self.log.starts,
             "losses_equal_unmanaged": self.losses_equal_unmanaged,
@@ -111,7 +111,7 @@ def all_max_of(record: IterationRecord, schedules: Sequence[ScheduleRecord]) -> 
         return record.time_s, record.energy_j
     known = alike[0]
     time_s = max(known.all_max_time_s, record.straggler_time_s)
-    return time_s, known.all_max_energy_j + known.blocking_power_w * (time_s - known.all_max_time_s)
+    return time_s, known.all_max_energy_until_j(time_s)
 
 
 def _phases(job: Job, records: Sequence[IterationRecord], baseline: Sequence[tuple[float, float]]) -> tuple[Phase, ...]:

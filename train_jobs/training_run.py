@@ -1,18 +1,16 @@
 """Runs a training job on Ray Train and accounts for it: one call, one typed result."""
 
 import secrets
-import tempfile
-from pathlib import Path
 
 import ray
 import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from actors.runtime import PERSEUS_PLANNER, actor, gpu_agent_name
+from actors.runtime import PERSEUS_PLANNER, actor, gpu_agent_name, run_folder
 from actors.training_messages import JobFrontier, TrainingSite
 from train_jobs.gloo import GlooConfig
 from train_jobs.job import Job, JobError, NoPlannerError
-from train_jobs.run_log import LOG_FILE, RunLog
+from train_jobs.log_file import LOG_FILE, read_log
 from train_jobs.training_result import TrainingResult, account
 from train_jobs.worker import work
 
@@ -43,8 +41,9 @@ def run_training(job: Job) -> TrainingResult:
     """
     site = training_site()
     uuids = _free_gpus(job, site)
-    config = {"job": job.model_dump(mode="json"), "site": site, "gpu_uuids": uuids}
-    storage = Path(tempfile.gettempdir()) / site.run_dir / "train"
+    storage, name = run_folder(site.run_dir) / "train", f"{job.name}-{secrets.token_hex(3)}"
+    log_file = storage / name / LOG_FILE
+    config = {"job": job.model_dump(mode="json"), "site": site, "gpu_uuids": uuids, "log_file": str(log_file)}
     trainer = DataParallelTrainer(
         work,
         train_loop_config=config,
@@ -55,18 +54,14 @@ def run_training(job: Job) -> TrainingResult:
             label_selector={"ray.io/node-id": site.node_id},
         ),
         run_config=ray.train.RunConfig(
-            name=f"{job.name}-{secrets.token_hex(3)}",
+            name=name,
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=job.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    checkpoint = trainer.fit().checkpoint
-    if checkpoint is None:
-        raise RuntimeError(f"job {job.name} ended without a checkpoint")
-    with checkpoint.as_directory() as folder:
-        log = RunLog.model_validate_json((Path(folder) / LOG_FILE).read_text())
-    return account(job, log, _frontier(job))
+    trainer.fit()
+    return account(job, read_log(log_file), _frontier(job))
 
 
 def training_site() -> TrainingSite:

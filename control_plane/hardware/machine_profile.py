@@ -20,8 +20,9 @@ from control_plane.hardware.steady_state import Machine, OperatingPoint, slo_use
 ROUNDING_PS = 2
 """Steps of a straight table of integers differ by no more."""
 
-CACHED_POINTS = 65_536
-"""Operating points remembered; a control tick asks for hundreds, many of them twice."""
+CACHED_POINTS = 4_096
+"""Operating points remembered, and as many largest loads: under 20 MB together. A control tick asks for hundreds, many
+of them twice, and the next tick for others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """A registered job as JSON: what the planner must know again after a restart, checked on the way back in."""
 
-from typing import Self
+import math
+from collections.abc import Sized
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,10 +12,18 @@ from control_plane.training.schedules import Instruction, user_order
 
 JOB_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """A job's name is also a file's."""
+LARGEST_RATIO = 1000.0
+"""A pipeline or stage that takes longer than this many times its healthy time has stopped rather than slowed down."""
+MOST_PIPELINES = 4096
+"""Slow ones that are remembered per job."""
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """JSON has no infinity: what is not finite would not come back."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class MeasuredChoices(_Part):
@@ -21,13 +31,13 @@ class MeasuredChoices(_Part):
 
     stage: int = Field(ge=0)
     instruction: str
-    choices: tuple[tuple[int, float, float, int], ...]
+    choices: tuple[tuple[int, Positive, float, int], ...]
 
 
 class Straggler(_Part):
     """A pipeline that takes ``degree`` times the healthy iteration time from ``start_unix_s`` on."""
 
-    degree: float = Field(gt=1, allow_inf_nan=False)
+    degree: float = Field(gt=1, le=LARGEST_RATIO)
     start_unix_s: float = 0.0
 
 
@@ -92,17 +102,41 @@ class JobRecord(_Part):
         return Circumstances(max(1.0, pace / own_degree), self.slow_stages.get(pipeline, ()), others)
 
     def with_straggler(self, pipeline: PipelineId, degree: float, start_unix_s: float = 0.0) -> "JobRecord":
-        """A report about one pipeline; degree 1 says that it has recovered. Raises ValueError below 1."""
-        if not degree >= 1:
-            raise ValueError(f"a straggler's degree is 1 or more, got {degree}")
+        """A report about one pipeline; degree 1 says that it has recovered. Raises ValueError where the degree is not
+        from 1 to LARGEST_RATIO or the start is no finite number."""
+        if not 1 <= degree <= LARGEST_RATIO:
+            raise ValueError(
+                f"job {self.name}: a straggler's degree is 1 or more, got {degree}; the largest is {LARGEST_RATIO}"
+            )
+        if not math.isfinite(start_unix_s):
+            raise ValueError(f"job {self.name}: start_unix_s must be a finite number of seconds, got {start_unix_s}")
         slow = {name: lag for name, lag in self.stragglers.items() if name != pipeline}
         if degree > 1:
             slow[pipeline] = Straggler(degree=degree, start_unix_s=start_unix_s)
+        self._check_count(slow)
         return self.model_copy(update={"stragglers": slow})
 
     def with_slow_stages(self, pipeline: PipelineId, ratios: StageRatios) -> "JobRecord":
-        """What was detected of one pipeline; none slow: it has recovered."""
+        """What was detected of one pipeline; none slow: it has recovered. Raises ValueError as check_ratios does."""
+        self.check_ratios(ratios)
         slow = {name: known for name, known in self.slow_stages.items() if name != pipeline}
         if any(ratio > 1 for ratio in ratios):
             slow[pipeline] = ratios
+        self._check_count(slow)
         return self.model_copy(update={"slow_stages": slow})
+
+    def check_ratios(self, ratios: StageRatios) -> None:
+        """Raises ValueError where these are not this job's stages' measured over profiled times, all of them positive
+        and none above LARGEST_RATIO."""
+        if len(ratios) != self.stages:
+            raise ValueError(f"job {self.name} has {self.stages} stages, got {len(ratios)} ratios")
+        for stage, ratio in enumerate(ratios):
+            if not 0 < ratio <= LARGEST_RATIO:
+                raise ValueError(
+                    f"job {self.name}, stage {stage}: measured over profiled time must be above 0 and at most "
+                    f"{LARGEST_RATIO}, got {ratio}"
+                )
+
+    def _check_count(self, slow: Sized) -> None:
+        if len(slow) > MOST_PIPELINES:
+            raise ValueError(f"job {self.name}: {len(slow)} slow pipelines, at most {MOST_PIPELINES} are remembered")

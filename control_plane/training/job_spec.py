@@ -1,7 +1,7 @@
 """What a training job is to its planner: measured choices, an order, and what waiting costs."""
 
 from dataclasses import dataclass, replace
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from control_plane.training.profile import Profile
 from control_plane.training.schedules import Schedule
@@ -10,6 +10,17 @@ PipelineId = NewType("PipelineId", str)
 
 StageRatios = tuple[float, ...]
 """Per stage, how many times its profiled time a computation takes now; empty: as profiled."""
+
+
+class ScheduledStep(NamedTuple):
+    """One entry of a rank's clock schedule; a rank is a pipeline stage. A GPU without clock control is steered by
+    ``power_limit_w``; its ``freq_mhz`` is then 0."""
+
+    instruction: str
+    microbatch: int
+    freq_mhz: int
+    chunk: int = 0
+    power_limit_w: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from control_plane.training.dag import Dag, finish_times
 from control_plane.training.frontier import Frontier, Regime, walk_frontier
-from control_plane.training.job_spec import Circumstances, JobSpec
+from control_plane.training.job_spec import Circumstances, JobSpec, ScheduledStep
 from control_plane.training.pipeline import build_dag
 from control_plane.training.profile import Choice
 from control_plane.training.rounding import (
@@ -20,16 +20,6 @@ from control_plane.training.rounding import (
     rounding_problem,
     without_short_switches,
 )
-
-
-class ScheduledStep(NamedTuple):
-    """One entry of a rank's clock schedule; a rank is a pipeline stage."""
-
-    instruction: str
-    microbatch: int
-    freq_mhz: int
-    chunk: int = 0
-    power_limit_w: int = 0
 
 
 @dataclass(frozen=True, slots=True)

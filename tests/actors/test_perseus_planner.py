@@ -1,12 +1,15 @@
 """The planner without Ray: plain calls, a folder, and a solver on this process's threads."""
 
 import asyncio
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests_support import pipeline_choices
 from training.profiles_for_tests import synthetic_profile
 
+from actors import perseus_planner
 from actors.frontier_solver import FrontierSolver
 from actors.perseus_planner import PerseusPlanner, UnknownJobError
 from actors.solver_messages import PrepareQuestion
@@ -14,6 +17,7 @@ from actors.training_messages import OWN_PIPELINE, ClockSchedule, JobRegistratio
 from control_plane.training.job_record import JobRecord
 from control_plane.training.job_spec import Circumstances, JobSpec, PipelineId
 from control_plane.training.planner import SolvedJob, solve
+from control_plane.training.profile import Choice
 from control_plane.training.schedules import one_f_one_b
 
 P1 = PipelineId("p1")
@@ -21,7 +25,7 @@ CLOCKS = {1980, 1590, 1200}
 
 
 def registration(job: str = "llm", stages: int = 2, profiled_stages: int = 2) -> JobRegistration:
-    return JobRegistration(job, pipeline_choices(profiled_stages), "1f1b", stages, 6, 130.0)
+    return JobRegistration(job, pipeline_choices(profiled_stages), one_f_one_b(stages, 6).order, 130.0)
 
 
 def planner(folder: Path, unix_s: float = 100.0) -> PerseusPlanner:
@@ -77,10 +81,15 @@ def test_a_file_that_is_no_job_is_left_aside(tmp_path: Path, caplog: pytest.LogC
     async def scenario() -> None:
         await planner(tmp_path).register(registration("a"))
         (tmp_path / "b.json").write_text('{"name": "b", "colour": "red"}')
+        (tmp_path / "c.json").write_bytes(b"\xff\xfe")
+        (tmp_path / "d.json").mkdir()
+        (tmp_path / "e.json").write_bytes((tmp_path / "a.json").read_bytes())
         assert await planner(tmp_path).jobs() == ("a",)
 
     asyncio.run(scenario())
-    assert "b.json is no job" in caplog.text
+    for name in "bcd":
+        assert f"{name}.json is no job" in caplog.text
+    assert "e.json holds job a" in caplog.text
 
 
 def test_the_frontier_falls_from_t_min_to_t_star(tmp_path: Path) -> None:
@@ -115,7 +124,7 @@ def test_stages_that_disagree_and_jobs_that_are_not_there_are_told(tmp_path: Pat
 
 
 def test_better_plans_are_prepared_in_the_background_and_then_handed_out(tmp_path: Path) -> None:
-    asked = JobRegistration("llm", synthetic_profile(4).choices, "1f1b", 4, 8, 60.0)
+    asked = JobRegistration("llm", synthetic_profile(4).choices, one_f_one_b(4, 8).order, 60.0)
     job = solve(JobSpec(synthetic_profile(4), one_f_one_b(4, 8), 60.0))
     at_once_j, best_j = (one.with_straggler(1.07).energy_j for one in (job, job.prepared()))
     assert best_j < at_once_j
@@ -223,3 +232,125 @@ def test_a_job_asked_for_twice_is_prepared_once(monkeypatch: pytest.MonkeyPatch)
 
     asyncio.run(scenario())
     assert len(times) == 1
+
+
+UNMEASURABLE = (math.inf, -math.inf, math.nan, 0.0, -1.0, 1e9)
+
+
+@pytest.mark.parametrize("ratio", UNMEASURABLE)
+def test_a_ratio_that_cannot_be_measured_is_refused_and_the_job_kept(tmp_path: Path, ratio: float) -> None:
+    async def scenario() -> None:
+        one = planner(tmp_path)
+        await one.register(registration())
+        healthy = await one.schedule("llm")
+        for _ in range(3):
+            with pytest.raises(ValueError, match="job llm, stage 1: measured over profiled time"):
+                await one.report_iteration("llm", OWN_PIPELINE, (1.0, ratio), healthy.plan_id)
+        with pytest.raises(ValueError, match="job llm: a straggler's degree is 1 or more"):
+            await one.report_straggler("llm", P1, ratio)
+        assert (await one.schedule("llm")).deadline_s == healthy.deadline_s
+        assert (await planner(tmp_path).schedule("llm")).deadline_s == healthy.deadline_s
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("start", [math.inf, math.nan])
+def test_a_straggler_that_starts_at_no_time_is_refused_and_the_job_kept(tmp_path: Path, start: float) -> None:
+    async def scenario() -> None:
+        one = planner(tmp_path)
+        await one.register(registration())
+        with pytest.raises(ValueError, match="start_unix_s must be a finite number"):
+            await one.report_straggler("llm", P1, 1.2, start)
+        assert await planner(tmp_path).jobs() == ("llm",)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("time_s", UNMEASURABLE[:5])
+def test_a_registration_with_a_time_that_cannot_be_is_refused_and_the_job_kept(tmp_path: Path, time_s: float) -> None:
+    async def scenario() -> None:
+        one = planner(tmp_path)
+        await one.register(registration())
+        known = await one.schedule("llm")
+        wrong = {**registration().choices, (0, "forward"): (Choice(1980, time_s, 1.0),)}
+        with pytest.raises(ValueError, match=r"time_s must be finite|greater than 0"):
+            await one.register(replace(registration(), choices=wrong))
+        for field in ("blocking_power_w", "switch_time_s"):
+            if time_s != 0:
+                with pytest.raises(ValueError, match=field):
+                    await one.register(replace(registration(), **{field: time_s}))
+        assert (await one.schedule("llm")).plan_id == known.plan_id
+        assert await planner(tmp_path).jobs() == ("llm",)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("samples", [-1, 0, 1, 10**9])
+def test_a_frontier_of_too_few_or_too_many_samples_is_refused(tmp_path: Path, samples: int) -> None:
+    async def scenario() -> None:
+        one = planner(tmp_path)
+        await one.register(registration())
+        with pytest.raises(ValueError, match=f"samples must be from 2 to 1000, got {samples}"):
+            await one.frontier("llm", samples)
+
+    asyncio.run(scenario())
+
+
+class Clock:
+    """Unix seconds, moved by the test."""
+
+    now_s = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_job_is_kept_for_a_day_after_it_was_last_heard_of_also_on_disk(tmp_path: Path) -> None:
+    clock = Clock()
+
+    async def scenario() -> None:
+        one = PerseusPlanner(tmp_path, FrontierSolver(), clock)
+        await one.register(registration("ended"))
+        await one.register(registration("running"))
+        clock.now_s += perseus_planner.JOB_KEPT_S - 1000
+        await one.schedule("running")
+        again = PerseusPlanner(tmp_path, FrontierSolver(), clock)
+        clock.now_s += 2000
+        await again.register(registration("new"))
+        assert await again.jobs() == ("new", "running")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["new.json", "running.json"]
+
+    asyncio.run(scenario())
+
+
+def test_at_most_so_many_jobs_are_kept_and_the_longest_silent_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perseus_planner, "MOST_JOBS", 2)
+    clock = Clock()
+
+    async def scenario() -> None:
+        one = PerseusPlanner(tmp_path, FrontierSolver(), clock)
+        for name in ("a", "b", "c"):
+            await one.register(registration(name))
+            clock.now_s += 1000
+            if name == "b":
+                await one.schedule("a")
+        assert await one.jobs() == ("a", "c")
+        assert not (tmp_path / "b.json").exists()
+
+    asyncio.run(scenario())
+
+
+def test_a_clock_that_was_set_back_does_not_keep_a_job_longer(tmp_path: Path) -> None:
+    clock = Clock()
+
+    async def scenario() -> None:
+        await PerseusPlanner(tmp_path, FrontierSolver(), clock).register(registration("old"))
+        clock.now_s -= 10 * perseus_planner.JOB_KEPT_S
+        one = PerseusPlanner(tmp_path, FrontierSolver(), clock)
+        clock.now_s += perseus_planner.JOB_KEPT_S + 1
+        await one.register(registration("new"))
+        assert await one.jobs() == ("new",)
+
+    asyncio.run(scenario())

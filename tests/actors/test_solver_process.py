@@ -23,9 +23,9 @@ from control_plane.training.profile import profile_of
 from control_plane.training.schedules import one_f_one_b
 
 P1 = PipelineId("p1")
-SMALL = JobRegistration("small", pipeline_choices(2), "1f1b", 2, 6, 130.0)
-HUGE = JobRegistration("huge", pipeline_choices(32), "1f1b", 32, 256, 130.0)
-BIG = JobRegistration("big", pipeline_choices(16), "1f1b", 16, 128, 130.0)
+SMALL = JobRegistration("small", pipeline_choices(2), one_f_one_b(2, 6).order, 130.0)
+HUGE = JobRegistration("huge", pipeline_choices(32), one_f_one_b(32, 256).order, 130.0)
+BIG = JobRegistration("big", pipeline_choices(16), one_f_one_b(16, 128).order, 130.0)
 
 
 def scenario(folder: Path, play: Callable[[PerseusPlanner, SolverProcess], Awaitable[None]], **how: float) -> None:
@@ -66,7 +66,7 @@ def test_other_jobs_are_answered_while_a_big_one_is_solved_and_prepared(tmp_path
         preparing = asyncio.create_task(solver.answer(PrepareQuestion(job=prepared, now=Circumstances())))
         assert (await solving).planned_time_s <= (await solving).all_max_time_s
         assert (await planner.report_straggler("small", P1, 1.3)).degree == 1.3
-        await planner.register(JobRegistration("late", pipeline_choices(3), "1f1b", 3, 9, 130.0))
+        await planner.register(JobRegistration("late", pipeline_choices(3), one_f_one_b(3, 9).order, 130.0))
         assert (await planner.schedule("late")).job == "late"
         assert not preparing.done()
         preparing.cancel()
@@ -106,7 +106,7 @@ def test_a_solver_that_keeps_dying_is_an_error_on_the_job(tmp_path: Path) -> Non
 def test_a_job_that_cannot_be_solved_is_told_and_does_not_end_the_solver(tmp_path: Path) -> None:
     async def play(planner: PerseusPlanner, solver: SolverProcess) -> None:
         only_forward = {key: choices for key, choices in SMALL.choices.items() if key[1] == "forward"}
-        await planner.register(JobRegistration("lame", only_forward, "1f1b", 2, 6, 130.0))
+        await planner.register(JobRegistration("lame", only_forward, one_f_one_b(2, 6).order, 130.0))
         with pytest.raises(SolvingError, match=r"job lame: ValueError: .*has no 'backward'"):
             await planner.schedule("lame")
         first = solver.pid
@@ -174,3 +174,58 @@ def test_neither_ray_nor_torch_is_in_the_solver_and_no_solver_in_the_planner() -
         code = f"import sys, {module}; print(*sys.modules)"
         loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert absent.isdisjoint(loaded.stdout.split()), module
+
+
+GARBLER = """
+import json, os, socket, sys
+link = socket.socket(fileno=0)
+def exactly(count):
+    got = b""
+    while len(got) < count:
+        got += link.recv(count - len(got)) or sys.exit(0)
+    return got
+def tell(body):
+    link.sendall(len(body).to_bytes(4, "big") + body)
+os.write(os.open(sys.argv[1], os.O_CREAT | os.O_APPEND | os.O_WRONLY), b"started ")
+while True:
+    asked = json.loads(exactly(int.from_bytes(exactly(4), "big")))
+    kind, number = asked["question"]["kind"], asked["number"]
+    if asked["question"]["job"]["name"] == "bad":
+        tell(sys.argv[2].replace("NUMBER", str(number)).encode())
+    elif kind == "prepare":
+        tell(json.dumps({"number": number}).encode())
+"""
+
+
+@pytest.mark.parametrize(
+    ("garbage", "told"),
+    [
+        ('{"number": NUMBER, "schedule": {"job": null}}', "job bad: the solver's answer cannot be read"),
+        ("nonsense", "job bad: the solver died 3 times over it"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_fails_its_question_and_no_other(tmp_path: Path, garbage: str, told: str) -> None:
+    def asked(name: str) -> PrepareQuestion:
+        job = JobRecord.of(name, JobSpec(profile_of(SMALL.choices), one_f_one_b(2, 6), 130.0))
+        return PrepareQuestion(job=job, now=Circumstances())
+
+    async def whole() -> None:
+        starts = tmp_path / "starts"
+        solver = SolverProcess((sys.executable, "-c", GARBLER, str(starts), garbage))
+        with pytest.raises(SolvingError, match=told):
+            await asyncio.wait_for(solver.answer(asked("bad")), 20)
+        assert await asyncio.wait_for(solver.answer(asked("good")), 20) is None
+        assert starts.read_text().split() == ["started"] * (2 if "NUMBER" in garbage else 4)
+        await solver.close()
+
+    asyncio.run(whole())
+
+
+def test_a_solver_that_cannot_be_started_is_an_error_on_the_job() -> None:
+    async def whole() -> None:
+        job = JobRecord.of("small", JobSpec(profile_of(SMALL.choices), one_f_one_b(2, 6), 130.0))
+        solver = SolverProcess(("/nowhere/solver",))
+        with pytest.raises(SolvingError, match=r"job small: no solver can be started: .*/nowhere/solver"):
+            await solver.answer(PrepareQuestion(job=job, now=Circumstances()))
+
+    asyncio.run(whole())

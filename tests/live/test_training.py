@@ -216,6 +216,10 @@ def test_training_outlives_its_planner_and_a_worker(live: Any, own_temp: Path, t
         running.stop()
     assert [record.iteration for record in result.log.iterations] == list(range(16))
     assert result.log.starts == 2
+    (folder,) = (own_temp / live.client.running.run_dir / "train").glob("survivor-*")
+    assert (folder / "log.jsonl").exists()
+    kept = {path.name for path in folder.glob("checkpoint_*/*")}
+    assert {name for name in kept if not name.startswith(".")} == {"stage-0.pt", "stage-1.pt"}, "no log in them"
     assert result.losses == result.log.unmanaged_losses
     assert [record.planned_degree for record in result.log.iterations][-3:] == [1.0] * 3
     assert result.slowdown_ratio <= 1.02

@@ -1,6 +1,7 @@
 """A simulated GPU in a time of the test's own: work is charged to the nanosecond and to the joule."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from actors.gpu.simulated import SimulatedNode
 from control_plane.hardware.gpu_model import H100_SXM
 from train_jobs.charged_gpu import ChargedGpu
-from train_jobs.job import Job
+from train_jobs.job import Job, JobError
 from train_jobs.profile_sweep import blocking_power_w, sweep
 
 JOB = Job()
@@ -39,20 +40,31 @@ def gpu(tmp_path: Path, clock: Clock) -> Iterator[ChargedGpu]:
 def test_a_computation_is_charged_time_and_energy_of_its_clock(gpu: ChargedGpu, clock: Clock) -> None:
     gpu.set_clock(1200, clock())
     gpu.settle()
-    work = JOB.work(0, "forward")
-    span = gpu.compute(work, clock())
-    assert (span.end_ns - span.begin_ns) * 1e-9 == pytest.approx(work.time_s(H100_SXM, 1200))
-    assert span.energy_j == pytest.approx(work.energy_j(H100_SXM, 1200), rel=1e-6)
-    assert clock() == span.end_ns
+    work = JOB.costs.work(0, "forward")
+    began = gpu.reading(clock())
+    ended = gpu.compute(work, began.at_ns)
+    assert (ended.at_ns - began.at_ns) * 1e-9 == pytest.approx(work.time_s(H100_SXM, 1200))
+    assert ended.energy_j - began.energy_j == pytest.approx(work.energy_j(H100_SXM, 1200), rel=1e-6)
+    assert clock() == ended.at_ns
 
 
 def test_a_late_waker_delays_nothing_in_gpu_time(gpu: ChargedGpu, clock: Clock) -> None:
     began_ns = clock()
-    first = gpu.compute(JOB.work(0, "forward"), began_ns)
+    first = gpu.compute(JOB.costs.work(0, "forward"), began_ns)
     clock.sleep(0.01)
-    second = gpu.compute(JOB.work(0, "forward"), first.end_ns)
-    assert second.begin_ns == first.end_ns
-    assert second.end_ns - first.end_ns == first.end_ns - began_ns
+    second = gpu.compute(JOB.costs.work(0, "forward"), first.at_ns)
+    assert second.at_ns - first.at_ns == first.at_ns - began_ns
+
+
+def test_looking_at_a_gpu_leaves_its_computation_alone(gpu: ChargedGpu, clock: Clock) -> None:
+    """The lease's thread may look while the training thread computes."""
+    work = JOB.costs.work(0, "forward")
+    undisturbed = gpu.compute(work, clock()).energy_j - gpu.reading(clock()).energy_j
+    began = gpu.reading(clock())
+    ahead = gpu.compute(work, began.at_ns).energy_j - began.energy_j
+    gpu.look()
+    assert undisturbed == 0
+    assert ahead == pytest.approx(work.energy_j(H100_SXM, 1980), rel=1e-6)
 
 
 def test_the_sweep_measures_every_computation_at_every_clock(gpu: ChargedGpu) -> None:
@@ -61,7 +73,7 @@ def test_the_sweep_measures_every_computation_at_every_clock(gpu: ChargedGpu) ->
     for instruction, choices in measured.items():
         assert tuple(c.freq_mhz for c in choices) == JOB.sweep.clocks_mhz
         for choice in choices:
-            work = JOB.work(1, instruction)
+            work = JOB.costs.work(1, instruction)
             assert choice.time_s == pytest.approx(work.time_s(H100_SXM, choice.freq_mhz), rel=1e-6)
             assert choice.energy_j == pytest.approx(work.energy_j(H100_SXM, choice.freq_mhz), rel=1e-6)
     assert gpu.target_mhz() == 1980
@@ -69,3 +81,11 @@ def test_the_sweep_measures_every_computation_at_every_clock(gpu: ChargedGpu) ->
 
 def test_blocking_power_is_what_a_waiting_gpu_with_a_context_draws(gpu: ChargedGpu) -> None:
     assert blocking_power_w(JOB, gpu) == pytest.approx(H100_SXM.context_w)
+
+
+def test_a_gpu_without_the_jobs_clocks_is_told_before_it_is_measured(tmp_path: Path, clock: Clock) -> None:
+    other = replace(H100_SXM, name="Other", freqs_mhz=(600, 1200, 1980))
+    node = SimulatedNode.create(tmp_path / "gpus.bin", 1, other, clock)
+    with pytest.raises(JobError, match=r"sweep\.clocks_mhz is not for the GPU .* a Other: it has no 945 MHz"):
+        sweep(JOB, 0, ChargedGpu(node, 0, clock, clock.sleep))
+    node.close()

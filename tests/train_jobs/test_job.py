@@ -3,7 +3,16 @@ from pathlib import Path
 import pytest
 
 from control_plane.hardware.gpu_model import H100_SXM
+from control_plane.hardware.stage_model import StageWork
 from train_jobs.job import Job, JobError, job_lasting, parse_job, read_job
+
+
+def healthy_s(job: Job) -> float:
+    return job.costs.healthy_s(H100_SXM, job.schedule.microbatches)
+
+
+def work_at(job: Job, iteration: int, stage: int) -> StageWork:
+    return job.faults.slowed(job.costs.work(stage, "forward"), stage, iteration)
 
 
 def test_an_empty_file_is_the_default_job(tmp_path: Path) -> None:
@@ -57,37 +66,37 @@ def test_a_file_that_is_no_job_names_itself(tmp_path: Path, content: str | None,
 
 def test_the_straggler_lasts_from_its_first_iteration_to_before_its_last() -> None:
     job = parse_job({"straggler": {"from_iteration": 4, "to_iteration": 6, "degree": 1.5}})
-    assert [job.degree_at(i) for i in range(3, 8)] == [1.0, 1.5, 1.5, 1.0, 1.0]
+    assert [job.faults.degree_at(i) for i in range(3, 8)] == [1.0, 1.5, 1.5, 1.0, 1.0]
 
 
 def test_a_backward_costs_twice_a_forward_and_a_stage_its_layers() -> None:
     job = Job()
-    forward, backward = job.work(0, "forward"), job.work(0, "backward")
+    forward, backward = job.costs.work(0, "forward"), job.costs.work(0, "backward")
     assert backward.compute_s == pytest.approx(2 * forward.compute_s)
-    heavier = job.work(1, "forward")
+    heavier = job.costs.work(1, "forward")
     assert heavier.compute_s / forward.compute_s == pytest.approx(4 / 3)
 
 
 def test_a_healthy_iteration_is_every_stage_once_and_the_heaviest_for_the_rest() -> None:
-    assert Job().healthy_s == pytest.approx(0.216 + 0.288 + 5 * 0.288)
+    assert healthy_s(Job()) == pytest.approx(0.216 + 0.288 + 5 * 0.288)
 
 
 @pytest.mark.parametrize("seconds", [1.0, 60.0, 90.0])
 def test_a_job_lasts_as_long_as_asked_with_the_straggler_in_its_middle(seconds: float) -> None:
     job = job_lasting(seconds, compare_losses=True)
-    lasts_s = sum(job.healthy_s * job.degree_at(number) for number in range(job.iterations))
-    assert lasts_s == pytest.approx(max(seconds, 12 * job.healthy_s * 1.0667), rel=0.05)
+    lasts_s = sum(healthy_s(job) * job.faults.degree_at(number) for number in range(job.iterations))
+    assert lasts_s == pytest.approx(max(seconds, 12 * healthy_s(job) * 1.0667), rel=0.05)
     assert job.straggler is not None
     assert 0 < job.straggler.from_iteration < job.straggler.to_iteration < job.iterations
 
 
 def test_a_slow_gpu_stretches_its_stage_for_its_iterations_only() -> None:
     job = parse_job({"slow_gpu": {"stage": 1, "from_iteration": 3, "to_iteration": 5, "ratio": 1.5}})
-    assert [job.slow_ratio_at(i) for i in range(2, 6)] == [1.0, 1.5, 1.5, 1.0]
+    assert [job.faults.slow_ratio_at(i) for i in range(2, 6)] == [1.0, 1.5, 1.5, 1.0]
     full_mhz = H100_SXM.max_freq_mhz
-    healthy_s, slow_s = (job.work_at(i, 1, "forward").time_s(H100_SXM, full_mhz) for i in (2, 3))
+    healthy_s, slow_s = (work_at(job, i, 1).time_s(H100_SXM, full_mhz) for i in (2, 3))
     assert slow_s == pytest.approx(1.5 * healthy_s)
-    assert job.work_at(3, 0, "forward") == job.work(0, "forward")
+    assert work_at(job, 3, 0) == job.costs.work(0, "forward")
 
 
 @pytest.mark.parametrize(

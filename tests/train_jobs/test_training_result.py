@@ -1,50 +1,18 @@
 """Accounting and plots of a run, from values."""
 
+from dataclasses import replace
+
 import pytest
+from run_log_values import iteration, schedule
 
 from actors.training_messages import FrontierSample, JobFrontier
 from train_jobs.job import Job, parse_job
-from train_jobs.run_log import IterationRecord, RunLog, ScheduleRecord, SpanRecord, with_schedule
+from train_jobs.run_log import RunLog, with_schedule
 from train_jobs.training_result import TrainingResult, account
 from wattray.report.page import page_of
 from wattray.report.training_report import stages_figure, training_cards, training_section
 
 JOB = parse_job({"iterations": 6, "straggler": {"from_iteration": 3, "to_iteration": 5, "degree": 1.5}})
-SPAN = SpanRecord(stage=0, instruction="forward", microbatch=0, begin_s=0.0, end_s=0.2, freq_mhz=1200)
-
-
-def schedule(degree: float, first: int) -> ScheduleRecord:
-    return ScheduleRecord(
-        degree=degree,
-        first_iteration=first,
-        deadline_s=degree,
-        planned_time_s=degree,
-        planned_energy_j=80 / degree,
-        lower_bound_j=79 / degree,
-        regime="",
-        t_min_s=1.0,
-        t_star_s=2.0,
-        all_max_time_s=1.0,
-        all_max_energy_j=100.0,
-        blocking_power_w=20.0,
-    )
-
-
-def iteration(number: int, time_s: float, energy_j: float, degree: float, planned: float) -> IterationRecord:
-    slow_s = degree if degree > 1 else 0.0
-    return IterationRecord(
-        iteration=number,
-        loss=1 / (1 + number),
-        time_s=time_s,
-        own_time_s=time_s,
-        energy_j=energy_j,
-        degree=degree,
-        straggler_time_s=slow_s,
-        planned_degree=planned,
-        spans=(SPAN,),
-    )
-
-
 LOG = RunLog(
     starts=1,
     schedules=(schedule(1.0, 1), schedule(1.5, 3)),
@@ -98,20 +66,18 @@ def test_under_a_slow_gpu_the_baseline_has_the_same_slow_gpu() -> None:
     records[2] = records[2].model_copy(update={"slow_ratio": 1.3, "time_s": 1.3, "energy_j": 95.0})
     log = LOG.model_copy(update={"iterations": tuple(records)})
     assert account(job, log, None).baseline_energy_j == pytest.approx(3 * 100 + 95 + 2 * 110), "its own baseline"
-    slow = schedule(1.25, 2).model_copy(
-        update={"stage_ratios": (1.3, 1.0), "all_max_time_s": 1.25, "all_max_energy_j": 120.0}
-    )
+    slow = replace(schedule(1.25, 2), stage_ratios=(1.3, 1.0), all_max_time_s=1.25, all_max_energy_j=120.0)
     found = account(job, log.model_copy(update={"schedules": (*LOG.schedules, slow)}), None)
     assert found.baseline_energy_j == pytest.approx(3 * 100 + 120 + 2 * 110)
     assert [(phase.name, phase.iterations) for phase in found.phases] == [("before", 1), ("during", 3), ("after", 1)]
 
 
 def test_a_better_plan_for_the_same_takes_the_place_of_the_first() -> None:
-    better = schedule(1.0, 4).model_copy(update={"planned_energy_j": 70.0})
+    better = replace(schedule(1.0, 4), planned_energy_j=70.0)
     kept = with_schedule(LOG.schedules, better)
     assert [(record.degree, record.first_iteration) for record in kept] == [(1.0, 1), (1.5, 3)]
     assert kept[0].planned_energy_j == 70.0
-    assert len(with_schedule(kept, better.model_copy(update={"stage_ratios": (1.2, 1.0)}))) == 3
+    assert len(with_schedule(kept, replace(better, stage_ratios=(1.2, 1.0)))) == 3
 
 
 def test_a_run_without_a_schedule_is_its_own_baseline() -> None:
