@@ -6,7 +6,7 @@ from typing import Any
 from ray.train.backend import Backend, BackendConfig
 
 
-class GlooConfig(BackendConfig):  # type: ignore[misc]
+class GlooConfig(BackendConfig):
     """Says which backend, and no more."""
 
     @property
@@ -14,7 +14,7 @@ class GlooConfig(BackendConfig):  # type: ignore[misc]
         return GlooBackend
 
 
-class GlooBackend(Backend):  # type: ignore[misc]
+class GlooBackend(Backend):
     """Ray Train's own, asked for by name when it is needed."""
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
