@@ -1,5 +1,6 @@
 """A registered job as JSON: what the planner must know again after a restart, checked on the way back in."""
 
+import math
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -92,9 +93,10 @@ class JobRecord(_Part):
         return Circumstances(max(1.0, pace / own_degree), self.slow_stages.get(pipeline, ()), others)
 
     def with_straggler(self, pipeline: PipelineId, degree: float, start_unix_s: float = 0.0) -> "JobRecord":
-        """A report about one pipeline; degree 1 says that it has recovered. Raises ValueError below 1."""
-        if not degree >= 1:
-            raise ValueError(f"a straggler's degree is 1 or more, got {degree}")
+        """A report about one pipeline; degree 1 says that it has recovered. Raises ValueError below 1 and where it
+        is not finite."""
+        if not (math.isfinite(degree) and degree >= 1):
+            raise ValueError(f"a straggler's degree is finite and 1 or more, got {degree}")
         slow = {name: lag for name, lag in self.stragglers.items() if name != pipeline}
         if degree > 1:
             slow[pipeline] = Straggler(degree=degree, start_unix_s=start_unix_s)

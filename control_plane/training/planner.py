@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from control_plane.training.dag import Dag, finish_times
-from control_plane.training.frontier import Frontier, Regime, walk_frontier
+from control_plane.training.frontier import Frontier, Regime, WalkWatcher, walk_frontier
 from control_plane.training.job_spec import Circumstances, JobSpec
 from control_plane.training.pipeline import build_dag
 from control_plane.training.profile import Choice
@@ -75,10 +75,10 @@ class SolvedJob:
         return replace(self, library=prepare(self.problem, self.frontier))
 
 
-def solve(spec: JobSpec) -> SolvedJob:
-    """Trace the whole frontier of a job."""
+def solve(spec: JobSpec, watcher: WalkWatcher | None = None) -> SolvedJob:
+    """Trace the whole frontier of a job; the watcher hears how far the walk is and may end it."""
     dag = _dag(spec)
-    return SolvedJob(spec, walk_frontier(dag), rounding_problem(dag))
+    return SolvedJob(spec, walk_frontier(dag, watcher), rounding_problem(dag))
 
 
 def deadline_under(spec: JobSpec, healthy_t_min_s: float, now: Circumstances) -> float:
