@@ -58,11 +58,10 @@ def event_graph(dag: Dag) -> EventGraph:
     longest_s = dag.per_operation(c.thriftiest.time_s for c in dag.computations)
     t_star_s = float(finish_times(dag, longest_s).max())
     time_unit_s = t_star_s / TIME_RANGE if t_star_s > 0 else 1.0
-    steepest = [_slopes_w(c)[-1] if len(c.hull) > 1 else 0.0 for c in dag.computations]
-    steepest_sum_w = math.fsum(dag.per_operation(steepest))
+    hulls = [_hull_on_integers(c, time_unit_s) for c in dag.computations]
+    steepest_sum_w = math.fsum(dag.per_operation(_steepest_w(points, time_unit_s) for points in hulls))
     slope_unit_w = steepest_sum_w / FLOW_RANGE if steepest_sum_w > 0 else 1.0
-
-    pieces = [_pieces(c, time_unit_s, slope_unit_w) for c in dag.computations]
+    pieces = [_pieces(points, slope_unit_w, time_unit_s) for points in hulls]
     count = len(dag)
     entry, leave, nodes = _events(dag)
     between = leave[dag.edges[:, 0]] != entry[dag.edges[:, 1]]
@@ -113,32 +112,50 @@ def half_arcs(graph: EventGraph) -> HalfArcs:
     )
 
 
-def _slopes_w(computation: Computation) -> list[float]:
-    """Joules saved per second of stretching, slowest segment first: rising."""
-    points = [computation.choices[i] for i in reversed(computation.hull)]
-    return [
-        (computation.effective_j(fast) - computation.effective_j(slow)) / (slow.time_s - fast.time_s)
-        for slow, fast in pairwise(points)
-    ]
+def _pieces(points: list[tuple[int, float]], slope_unit_w: float, time_unit_s: float) -> tuple[list[int], list[int]]:
+    """Lengths, longest first, and the flow at which each is left. Slopes are rounded down, so that the network never
+    charges more than the computation costs."""
+    lengths = [points[0][0]]
+    until: list[int] = []
+    for (slow, slow_j), (fast, fast_j) in pairwise(points):
+        flow = int((fast_j - slow_j) / ((slow - fast) * time_unit_s) / slope_unit_w)
+        if flow <= (until[-1] if until else 0):
+            lengths[-1] = fast
+            continue
+        until.append(flow)
+        lengths.append(fast)
+    return lengths, [*until, UNBOUNDED]
 
 
-def _pieces(computation: Computation, time_unit_s: float, slope_unit_w: float) -> tuple[list[int], list[int]]:
-    lengths = [round(computation.choices[i].time_s / time_unit_s) for i in reversed(computation.hull)]
-    until = [round(slope / slope_unit_w) for slope in _slopes_w(computation)]
-    kept_lengths = [lengths[0]]
-    kept_until: list[int] = []
-    for length, flow in zip(lengths[1:], until, strict=True):
-        if length == kept_lengths[-1]:
-            continue
-        if kept_until and flow <= kept_until[-1]:
-            kept_lengths[-1] = length
-            continue
-        if flow == 0:
-            kept_lengths[0] = length
-            continue
-        kept_until.append(flow)
-        kept_lengths.append(length)
-    return kept_lengths, [*kept_until, UNBOUNDED]
+def _hull_on_integers(computation: Computation, time_unit_s: float) -> list[tuple[int, float]]:
+    """(length, effective energy in J) on the lower convex hull, slowest first.
+
+    The hull is taken again once times are integers: choices whose times nearly coincide may have become one, and
+    slopes have to belong to the rounded lengths, or a short steep piece would cost more than its choices do.
+    """
+    cheapest: dict[int, float] = {}
+    for index in computation.hull:
+        choice = computation.choices[index]
+        length = round(choice.time_s / time_unit_s)
+        cheapest[length] = min(computation.effective_j(choice), cheapest.get(length, math.inf))
+    hull: list[tuple[int, float]] = []
+    for length, cost_j in sorted(cheapest.items(), reverse=True):
+        while hull and (cost_j <= hull[-1][1] or (len(hull) > 1 and _is_above(hull[-2], hull[-1], (length, cost_j)))):
+            hull.pop()
+        hull.append((length, cost_j))
+    return hull
+
+
+def _is_above(slow: tuple[int, float], middle: tuple[int, float], fast: tuple[int, float]) -> bool:
+    """Is the middle point on or above the line through the others?"""
+    return (middle[1] - slow[1]) * (middle[0] - fast[0]) >= (fast[1] - middle[1]) * (slow[0] - middle[0])
+
+
+def _steepest_w(points: list[tuple[int, float]], time_unit_s: float) -> float:
+    if len(points) < 2:
+        return 0.0
+    (slow, slow_j), (fast, fast_j) = points[-2:]
+    return (fast_j - slow_j) / ((slow - fast) * time_unit_s)
 
 
 def _events(dag: Dag) -> tuple[IntArray, IntArray, int]:

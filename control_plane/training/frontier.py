@@ -3,14 +3,15 @@
 `within(deadline_s)` is a look-up; the three regimes are T' = T_min, T_min < T' <= T* and T' > T*.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
 from control_plane.training.dag import Dag, FloatArray, IntArray, finish_times
-from control_plane.training.event_graph import EventGraph, HalfArcs, event_graph, half_arcs
-from control_plane.training.frontier_kernel import walk
+from control_plane.training.event_graph import TIME_RANGE, EventGraph, HalfArcs, event_graph, half_arcs
+from control_plane.training.frontier_kernel import UNBOUNDED, walk
 
 KEPT_STATES = 96
 KEPT_BYTES = 32 << 20
@@ -18,8 +19,53 @@ RELATIVE_SLACK = 1e-12
 """Deadlines this close to T_min are T_min: sums of floats in another order differ by this much."""
 
 
+SLOPES_PER_LOOK = 64
+"""Slopes found between two calls of a walk's watcher: well under a second each at 100,000 operations."""
+FLOAT_ERROR_UNITS = 1 << (TIME_RANGE.bit_length() - 54)
+"""Integer instants by which one addition of floats can err, at instants up to T*."""
+
+
 class DeadlineError(ValueError):
     """The deadline is shorter than the pipeline can run."""
+
+
+class TimeBudgetError(ValueError):
+    """The walk was stopped because it took too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class WalkProgress:
+    """How far a walk has come: it goes from T* towards T_min."""
+
+    breakpoints: int
+    time_s: float
+    t_min_s: float
+    t_star_s: float
+
+    @property
+    def done_ratio(self) -> float:
+        span_s = self.t_star_s - self.t_min_s
+        return (self.t_star_s - self.time_s) / span_s if span_s > 0 else 1.0
+
+
+WalkWatcher = Callable[[WalkProgress], None]
+"""Called now and then during a walk; what it raises ends the walk."""
+
+
+def stop_after(budget_s: float, clock: Callable[[], float]) -> WalkWatcher:
+    """A watcher that raises TimeBudgetError once the clock, in seconds, has run on by more than the budget."""
+    started_s = clock()
+
+    def watch(progress: WalkProgress) -> None:
+        taken_s = clock() - started_s
+        if taken_s > budget_s:
+            raise TimeBudgetError(
+                f"the frontier takes longer than {budget_s} s: after {taken_s:.1f} s it is known from T*, "
+                f"{progress.t_star_s} s, down to {progress.time_s} s, but T_min is {progress.t_min_s} s; "
+                "allow more time, or plan fewer micro-batches"
+            )
+
+    return watch
 
 
 class Regime(Enum):
@@ -69,7 +115,10 @@ class KeptStates:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frontier:
-    """Breakpoints by falling time, from T* to T_min; `slope_w[i]` holds between i and i + 1."""
+    """Breakpoints by falling time, from T* to T_min; `slope_w[i]` holds between i and i + 1.
+
+    `margin` is how far, in integer instants, a plan that ends in time by sums of floats may end later on the graph.
+    """
 
     dag: Dag
     graph: EventGraph
@@ -82,6 +131,7 @@ class Frontier:
     slope_w: FloatArray
     t_min_s: float
     t_star_s: float
+    margin: int
 
     @property
     def breakpoints(self) -> int:
@@ -92,13 +142,11 @@ class Frontier:
         if not deadline_s >= self.t_min_s * (1 - RELATIVE_SLACK):
             raise DeadlineError(f"deadline {deadline_s} s is under T_min, {self.t_min_s} s")
         time_s = min(max(deadline_s, self.t_min_s), self.t_star_s)
-        i = max(1, int(np.searchsorted(-self.time_s, -time_s))) if self.breakpoints > 1 else 0
-        if self.breakpoints == 1:
-            effective_j, slope_w = float(self.effective_j[0]), 0.0
-        else:
-            i = min(i, self.breakpoints - 1)
-            slope_w = float(self.slope_w[i - 1])
-            effective_j = float(self.effective_j[i - 1]) + slope_w * max(0.0, float(self.time_s[i - 1]) - time_s)
+        shift = graph_time(self.graph) - int(time_s / self.graph.time_unit_s) - self.margin
+        shift = min(max(0, shift), int(self.shift[-1]))
+        i = max(0, int(np.searchsorted(self.shift, shift)) - 1)
+        slope_w = float(self.slope_w[i]) if len(self.slope_w) else 0.0
+        effective_j = float(self.effective_j[i]) + slope_w * ((shift - int(self.shift[i])) * self.graph.time_unit_s)
         charged_s = max(deadline_s, time_s)
         if time_s <= self.t_min_s:
             regime = Regime.FASTEST
@@ -130,7 +178,7 @@ class Frontier:
         )
         potential, flow, start_shift, total = self._state_before(shift)
         if shift > start_shift:
-            _walk(graph, self.halves, potential, flow, total, shift - start_shift, 0)
+            _walk(graph, self.halves, potential, flow, total, shift - start_shift, 0, None)
         spent_s = potential.astype(np.float64) * graph.time_unit_s
         ops = len(self.dag)
         return RelaxedPlan(point, spent_s[graph.tail[:ops]], spent_s[graph.head[:ops]])
@@ -145,26 +193,36 @@ class Frontier:
         return kept.potential[i].copy(), kept.flow[i].copy(), int(self.shift[at]), int(self.flow[at])
 
 
-def walk_frontier(dag: Dag) -> Frontier:
-    """Trace the whole frontier, exactly: integers from the first breakpoint to the last."""
+def walk_frontier(dag: Dag, watcher: WalkWatcher | None = None) -> Frontier:
+    """Trace the whole frontier, exactly: integers from the first breakpoint to the last.
+
+    The watcher hears how far the walk has come and may end it by raising, as `stop_after` does.
+    """
     graph = event_graph(dag)
     halves = half_arcs(graph)
-    potential = graph.potential.copy()
-    flow = np.zeros(len(graph.tail), np.int64)
-    state_bytes = 8 * (len(potential) + len(flow))
-    slots = min(KEPT_STATES, max(4, KEPT_BYTES // state_bytes))
-    shifts, slopes, last_shift, kept = _walk(graph, halves, potential, flow, 0, graph_time(graph), slots)
-
-    shift = np.append(shifts, last_shift)
     fastest_s = dag.per_operation(c.fastest.time_s for c in dag.computations)
     thriftiest_s = dag.per_operation(c.thriftiest.time_s for c in dag.computations)
     t_min_s = float(finish_times(dag, fastest_s).max())
     t_star_s = float(finish_times(dag, thriftiest_s).max())
-    time_s = t_star_s - shift * graph.time_unit_s
+
+    def heard(breakpoints: int, shift: int) -> None:
+        if watcher is not None:
+            reached_s = max(t_min_s, t_star_s - shift * graph.time_unit_s)
+            watcher(WalkProgress(breakpoints, reached_s, t_min_s, t_star_s))
+
+    potential = graph.potential.copy()
+    flow = np.zeros(len(graph.tail), np.int64)
+    state_bytes = 8 * (len(potential) + len(flow))
+    slots = min(KEPT_STATES, max(4, KEPT_BYTES // state_bytes))
+    shifts, slopes, last_shift, kept = _walk(graph, halves, potential, flow, 0, graph_time(graph), slots, heard)
+
+    shift = np.append(shifts, last_shift)
+    time_s = np.clip((graph_time(graph) - shift) * graph.time_unit_s, t_min_s, t_star_s)
     time_s[-1] = t_min_s
     slope_w = slopes.astype(np.float64) * graph.slope_unit_w
     least_j = float(np.sum(dag.per_operation(c.effective_j(c.thriftiest) for c in dag.computations)))
     spent_j = np.concatenate([[0.0], np.cumsum(slope_w * (np.diff(shift) * graph.time_unit_s))])
+    depth = int(finish_times(dag, np.ones(len(dag))).max())
     return Frontier(
         dag=dag,
         graph=graph,
@@ -177,6 +235,7 @@ def walk_frontier(dag: Dag) -> Frontier:
         slope_w=slope_w,
         t_min_s=t_min_s,
         t_star_s=t_star_s,
+        margin=depth * (1 + FLOAT_ERROR_UNITS),
     )
 
 
@@ -193,30 +252,47 @@ def _walk(
     total_flow: int,
     shift_limit: int,
     slots: int,
+    heard: Callable[[int, int], None] | None,
 ) -> tuple[IntArray, IntArray, int, KeptStates]:
     kept_potential = np.zeros((slots, len(potential)), np.int64)
     kept_flow = np.zeros((slots, len(flow)), np.int64)
     kept_at = np.zeros(slots, np.int64)
-    shifts, slopes, last_shift, kept = walk(
-        halves.first,
-        halves.head,
-        halves.mate,
-        halves.arc,
-        halves.is_ahead,
-        graph.piece_first,
-        graph.piece_length,
-        graph.piece_until,
-        halves.forward,
-        halves.backward,
-        potential,
-        flow,
-        total_flow,
-        graph.source,
-        graph.sink,
-        shift_limit,
-        kept_potential,
-        kept_flow,
-        kept_at,
-    )
+    count = np.array([0, 0, 1], np.int64)
+    shifts = [np.zeros(0, np.int64)]
+    slopes = [np.zeros(0, np.int64)]
+    shift = 0
+    most = SLOPES_PER_LOOK if heard is not None else UNBOUNDED
+    while True:
+        found, slope, moved, total_flow = walk(
+            halves.first,
+            halves.head,
+            halves.mate,
+            halves.arc,
+            halves.is_ahead,
+            graph.piece_first,
+            graph.piece_length,
+            graph.piece_until,
+            halves.forward,
+            halves.backward,
+            potential,
+            flow,
+            total_flow,
+            graph.source,
+            graph.sink,
+            shift_limit - shift,
+            kept_potential,
+            kept_flow,
+            kept_at,
+            count,
+            most,
+        )
+        shifts.append(found + shift)
+        slopes.append(slope)
+        shift += int(moved)
+        if heard is not None:
+            heard(int(count[0]), shift)
+        if len(found) < most or shift >= shift_limit:
+            break
+    kept = int(count[1])
     states = KeptStates(kept_at[:kept].copy(), kept_potential[:kept], kept_flow[:kept])
-    return shifts, slopes, int(last_shift), states
+    return np.concatenate(shifts), np.concatenate(slopes), shift, states

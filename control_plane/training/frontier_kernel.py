@@ -220,11 +220,15 @@ def walk(
     kept_potential: IntArray,
     kept_flow: IntArray,
     kept_at: IntArray,
+    count: IntArray,
+    most_slopes: int,
 ) -> tuple[IntArray, IntArray, int, int]:
-    """Shorten the sink's time by up to `shift_limit`; `potential` and `flow` are updated in place.
+    """Shorten the sink's time by up to `shift_limit`; `potential`, `flow` and `count` are updated in place.
 
-    Returns the shifts at which the slope changed, the slope from each on, the final shift, and how many
-    states were kept in `kept_*` (evenly spread over the slopes, the first always).
+    Returns the shifts at which the slope changed, the slope from each on, the final shift and the flow. It stops
+    before the slope after `most_slopes`, and another call goes on from there. `count` holds how many slopes earlier
+    calls found, how many states are kept in `kept_*` (evenly spread over the slopes, the first always), and every
+    how many slopes one is kept.
     """
     nodes = len(first) - 1
     halves = len(head)
@@ -259,8 +263,9 @@ def walk(
     events = np.zeros(2 * halves + 1, np.int32)
     stamp = 0
     slots = len(kept_at)
-    kept = 0
-    keep_every = 1
+    found_before = count[0]
+    kept = count[1]
+    keep_every = count[2]
     slope_shift = np.zeros(1024, np.int64)
     slope = np.zeros(1024, np.int64)
     slopes = 0
@@ -287,12 +292,14 @@ def walk(
             shift_limit - shift,
         )
         if mark[sink] != stamp:
+            if slopes == most_slopes:
+                break
             if slopes == len(slope):
                 slope_shift = np.concatenate((slope_shift, np.zeros(slopes, np.int64)))
                 slope = np.concatenate((slope, np.zeros(slopes, np.int64)))
             slope_shift[slopes] = shift
             slope[slopes] = total_flow
-            if slots > 0 and slopes % keep_every == 0:
+            if slots > 0 and (found_before + slopes) % keep_every == 0:
                 if kept == slots:
                     kept = (kept + 1) // 2
                     for i in range(kept):
@@ -300,12 +307,15 @@ def walk(
                         kept_flow[i] = kept_flow[2 * i]
                         kept_at[i] = kept_at[2 * i]
                     keep_every *= 2
-                if slopes % keep_every == 0:
+                if (found_before + slopes) % keep_every == 0:
                     kept_potential[kept] = potential
                     kept_flow[kept] = flow
-                    kept_at[kept] = slopes
+                    kept_at[kept] = found_before + slopes
                     kept += 1
             slopes += 1
+            count[0] = found_before + slopes
+            count[1] = kept
+            count[2] = keep_every
             shift += advance(
                 first,
                 head,
@@ -337,7 +347,7 @@ def walk(
                 for i in range(depth):
                     bottleneck = min(bottleneck, capacity[path[i]])
                 if bottleneck == UNBOUNDED:
-                    return slope_shift[:slopes].copy(), slope[:slopes].copy(), shift, kept
+                    return slope_shift[:slopes].copy(), slope[:slopes].copy(), shift, total_flow
                 total_flow += bottleneck
                 open_until = depth
                 for i in range(depth - 1, -1, -1):
@@ -401,4 +411,4 @@ def walk(
             else:
                 depth -= 1
                 node = sink if depth == 0 else head[mate[path[depth - 1]]]
-    return slope_shift[:slopes].copy(), slope[:slopes].copy(), shift, kept
+    return slope_shift[:slopes].copy(), slope[:slopes].copy(), shift, total_flow

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from control_plane.training.dag import Dag, finish_times
-from control_plane.training.frontier import Frontier, Regime, walk_frontier
+from control_plane.training.frontier import Frontier, Regime, WalkWatcher, walk_frontier
 from control_plane.training.job_spec import Circumstances, JobSpec, ScheduledStep
 from control_plane.training.pipeline import build_dag
 from control_plane.training.profile import Choice
@@ -20,6 +20,7 @@ from control_plane.training.rounding import (
     rounding_problem,
     without_short_switches,
 )
+from control_plane.training.stage_clocks import one_clock_per_stage, shortest_hold_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,10 @@ class SolvedJob:
         return replace(self, library=prepare(self.problem, self.frontier))
 
 
-def solve(spec: JobSpec) -> SolvedJob:
-    """Trace the whole frontier of a job."""
+def solve(spec: JobSpec, watcher: WalkWatcher | None = None) -> SolvedJob:
+    """Trace the whole frontier of a job; the watcher hears how far the walk is and may end it."""
     dag = _dag(spec)
-    return SolvedJob(spec, walk_frontier(dag), rounding_problem(dag))
+    return SolvedJob(spec, walk_frontier(dag, watcher), rounding_problem(dag))
 
 
 def deadline_under(spec: JobSpec, healthy_t_min_s: float, now: Circumstances) -> float:
@@ -106,7 +107,7 @@ def iteration_plan(spec: JobSpec, dag: Dag, plan: RoundedPlan) -> IterationPlan:
     choices = plan.choices(dag)
     finish_time_s, energy_j = plan.finish_time_s, plan.energy_j
     if spec.switch_time_s > 0:
-        choices = without_short_switches(dag, choices, spec.switch_time_s)
+        choices = _held(dag, choices, spec.switch_time_s, plan.point.deadline_s)
         finish_time_s, effective_j = run_choices(dag, choices)
         energy_j = effective_j + dag.blocking_power_w * plan.point.deadline_s
     op = 0
@@ -134,6 +135,18 @@ def iteration_plan(spec: JobSpec, dag: Dag, plan: RoundedPlan) -> IterationPlan:
         regime=plan.point.regime,
         ranks=tuple(ranks),
     )
+
+
+def _held(dag: Dag, choices: tuple[Choice, ...], switch_time_s: float, deadline_s: float) -> tuple[Choice, ...]:
+    """Choices that a GPU can follow whose clock takes so long to change: short runs merged, or one clock per stage
+    where that is cheaper or merging has left a run too short."""
+    merged = without_short_switches(dag, choices, switch_time_s)
+    steady = one_clock_per_stage(dag, deadline_s)
+    if steady is None:
+        return merged
+    if shortest_hold_s(dag, merged) < switch_time_s:
+        return steady
+    return min(merged, steady, key=lambda plan: run_choices(dag, plan)[1])
 
 
 def run_choices(dag: Dag, choices: Iterable[Choice]) -> tuple[float, float]:

@@ -380,6 +380,8 @@ def _by_period(problem: RoundingProblem, frontier: Frontier, point: FrontierPoin
     that comes late finds the next chain's float still unspent.
     """
     dag = problem.dag
+    if frontier.t_min_s == 0:
+        return None  # Without a shortest iteration there is no pace to keep.
     pace_s = max(float(menu.time_s[0]) for menu in problem.menus) * point.deadline_s / frontier.t_min_s
     chosen = np.zeros(len(dag), np.int64)
     for i, menu in enumerate(problem.menus):
