@@ -59,8 +59,8 @@ def gpu_agent_name(node_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Deployment:
-    """What the control actors need to know of the world they run in."""
+class Installation:
+    """This installation of wattray, as its control actors need to know it: settings, run folder, dashboard."""
 
     settings: Settings
     run_dir: str
@@ -77,7 +77,7 @@ class Deployment:
         return make_policy(settings.policy, site)
 
 
-Scale = Callable[[Deployment, PoolName, int, Role, int], None]
+Scale = Callable[[Installation, PoolName, int, Role, int], None]
 """(deployment, pool, tp, role, replicas): how many should run; blocks until Ray Serve has taken it. It belongs to the
 layer above and is handed in."""
 
@@ -121,7 +121,7 @@ def _start_ticking(actor: Any) -> None:
 
 
 class ClusterManagerActor(ClusterManager):
-    async def __init__(self, deployment: Deployment) -> None:  # type: ignore[misc]
+    async def __init__(self, deployment: Installation) -> None:  # type: ignore[misc]
         policy = deployment.policy()
 
         async def serving_gpus() -> int:
@@ -141,7 +141,7 @@ class ClusterManagerActor(ClusterManager):
 
 class PoolManagerActor(PoolManager):
     async def __init__(  # type: ignore[misc]
-        self, deployment: Deployment, pool: PoolName, gpu_budget: int, scale: Scale
+        self, deployment: Installation, pool: PoolName, gpu_budget: int, scale: Scale
     ) -> None:
         settings = deployment.settings
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
@@ -171,12 +171,12 @@ class PoolManagerActor(PoolManager):
 
 
 class LoadForecasterActor(LoadForecaster):
-    async def __init__(self, deployment: Deployment, first_load: Load) -> None:  # type: ignore[misc]
+    async def __init__(self, deployment: Installation, first_load: Load) -> None:  # type: ignore[misc]
         super().__init__(deployment.settings.forecast, first_load, time.monotonic)
 
 
 class GpuAgentActor(GpuAgent):
-    async def __init__(self, deployment: Deployment, node_id: str, gpus: int) -> None:  # type: ignore[misc]
+    async def __init__(self, deployment: Installation, node_id: str, gpus: int) -> None:  # type: ignore[misc]
         settings = deployment.settings
 
         def open_node() -> GpuNode:
@@ -191,7 +191,7 @@ class GpuAgentActor(GpuAgent):
         return os.getpid()
 
 
-def start_control_plane(deployment: Deployment, first_load: Load, scale: Scale) -> None:
+def start_control_plane(deployment: Installation, first_load: Load, scale: Scale) -> None:
     """Start every control actor, detached and restarted for ever; ``first_load`` is what to be ready for at once."""
     budgets = first_budgets(deployment.policy(first_load), deployment.settings.serving_gpus, first_load)
     reconcile_agents(deployment)
@@ -209,14 +209,14 @@ def first_budgets(policy: Policy, gpus: int, first_load: Load) -> Mapping[PoolNa
     return {pool.pool: host.budgets.get(pool.pool, 0) for pool in policy.pools}
 
 
-def start_planner(deployment: Deployment, site: TrainingSite) -> ActorHandle:
+def start_planner(deployment: Installation, site: TrainingSite) -> ActorHandle:
     """The planner of training jobs, on this node while it lives: its jobs are written there."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     folder = planner_folder(deployment.run_dir)
     return _start(PerseusPlannerActor, PERSEUS_PLANNER, folder, site, scheduling_strategy=here)
 
 
-def reserve_training_gpus(deployment: Deployment) -> TrainingSite:
+def reserve_training_gpus(deployment: Installation) -> TrainingSite:
     """Keep `training.gpus` GPUs of one node in a placement group of their own; which ones is Ray's choice. Raises
     RuntimeError where no node has so many free."""
     settings = deployment.settings
@@ -239,7 +239,7 @@ def free_training_gpus() -> None:
         return
 
 
-def _gpus_of(group: PlacementGroup, deployment: Deployment) -> Any:
+def _gpus_of(group: PlacementGroup, deployment: Installation) -> Any:
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
     gpus = deployment.settings.training.gpus
     given = ray.remote(_gpus_given).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=strategy)
@@ -254,7 +254,7 @@ def _gpus_given(driver: str, run_dir: str) -> tuple[str, tuple[str, ...]]:
     return node_id, tuple(node.uuid_of(int(index)) for index in context.get_accelerator_ids()["GPU"])
 
 
-def reconcile_agents(deployment: Deployment) -> int:
+def reconcile_agents(deployment: Installation) -> int:
     """Start the agents that are missing, end those of dead nodes; the GPUs of the nodes that are there now."""
     nodes = [NodeSeen(node["NodeID"], node["Alive"], int(node["Resources"].get("GPU", 0))) for node in ray.nodes()]
     known = {name.removeprefix(gpu_agent_name("")) for name in agent_names()}
@@ -274,7 +274,7 @@ def _end_agent(node_id: str) -> None:
         return
 
 
-def start_gpu_agent(deployment: Deployment, node_id: str, gpus: int) -> ActorHandle:
+def start_gpu_agent(deployment: Installation, node_id: str, gpus: int) -> ActorHandle:
     """The agent of one node, pinned to it."""
     strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return _start(GpuAgentActor, gpu_agent_name(node_id), deployment, node_id, gpus, scheduling_strategy=strategy)

@@ -173,10 +173,10 @@ class Load:
         nothing = ClassLoad()
         return Load({n: self.by_class.get(n, nothing) + other.by_class.get(n, nothing) for n in names})
 
-    def at_least(self, floor: "Load") -> "Load":
+    def at_least(self, other: "Load") -> "Load":
         """Class by class the heavier of the two."""
         merged = dict(self.by_class)
-        for name, part in floor.by_class.items():
+        for name, part in other.by_class.items():
             if name not in merged or merged[name].rps < part.rps:
                 merged[name] = part
         return Load(merged)

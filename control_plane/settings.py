@@ -59,7 +59,7 @@ class CadenceSettings(_Part):
 
 
 class FrequencySettings(_Part):
-    """When to lower a clock and when to hurry."""
+    """When to lower a clock and when to go to full clock."""
 
     headroom_ratio: float = Field(0.30, ge=0)
     """Load is taken this much higher than seen: arrivals are noisy over seconds."""

@@ -3,7 +3,7 @@
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from actors.runtime import Deployment
+from actors.runtime import Installation
 from control_plane.domain import PoolName, Role
 from serve_apps.naming import REPLICA_DEPLOYMENT, ROUTER_APP, pool_app
 from serve_apps.replica import ModelReplica
@@ -14,7 +14,7 @@ MAX_ONGOING_REQUESTS = 1000
 """Per replica; Serve's default of 5 would strangle continuous batching."""
 
 
-def start_router(deployment: Deployment) -> None:
+def start_router(deployment: Installation) -> None:
     """Start Serve's HTTP side and the router application; returns when it answers."""
     http = deployment.settings.serve
     serve.start(proxy_location="HeadOnly", http_options={"host": http.host, "port": http.port})
@@ -29,7 +29,7 @@ def start_router(deployment: Deployment) -> None:
     serve.run(router.bind(deployment), name=ROUTER_APP, route_prefix="/")
 
 
-def deploy_pool(deployment: Deployment, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
+def deploy_pool(deployment: Installation, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
     """Deploy the application of one pool, role and tensor parallelism with so many replicas, and do not wait for them.
     Draining is Serve's: a replica ends when its last stream has."""
     model = serve.deployment(

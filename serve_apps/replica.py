@@ -13,7 +13,7 @@ from ray import serve
 from actors import runtime
 from actors.messages import Orders, ReplicaReport
 from actors.peers import PeerAwayError
-from actors.runtime import Deployment, gpu_agent_name, pool_manager_name
+from actors.runtime import Installation, gpu_agent_name, pool_manager_name
 from control_plane.domain import PoolName, QueueView, ReplicaId, ReplicaState, Role
 from control_plane.leases import Hold
 from control_plane.ports import Gpu, GpuError
@@ -128,7 +128,7 @@ class ModelReplica:
     """Its constructor returns when the engine is loaded; until then it reports that it is starting."""
 
     async def __init__(  # type: ignore[misc]
-        self, deployment: Deployment, pool: PoolName, tp: int, role: Role = Role.COMBINED
+        self, deployment: Installation, pool: PoolName, tp: int, role: Role = Role.COMBINED
     ) -> None:
         settings, profile = deployment.settings, deployment.profile
         policy, actors = deployment.policy(), ControlActors(runtime.actor)

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from actors.gpu.drivers import ChargeableNode, gpus_of, open_charged
-from actors.runtime import Deployment, run_folder
+from actors.runtime import Installation, run_folder
 from control_plane.ports import Gpu
 
 
@@ -21,7 +21,7 @@ class ReplicaGpus:
     gpus: tuple[Gpu, ...]
 
 
-def gpus_given(deployment: Deployment, tp: int) -> ReplicaGpus:
+def gpus_given(deployment: Installation, tp: int) -> ReplicaGpus:
     """Called in a replica's process. Raises RuntimeError where Ray gave another number than ``tp``."""
     context: Any = ray.get_runtime_context()
     indices = tuple(int(index) for index in context.get_accelerator_ids()["GPU"])

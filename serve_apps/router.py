@@ -16,7 +16,7 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from actors import metrics, runtime
-from actors.runtime import Deployment
+from actors.runtime import Installation
 from control_plane.serving.hosting import RouterHost
 from serve_apps.admission import Admission, BodyLimit
 from serve_apps.api_errors import add_handlers
@@ -86,7 +86,7 @@ async def _answer(
 class Router:
     """The router's Ray Serve deployment: one process, whose policy's account knows every request in flight."""
 
-    async def __init__(self, deployment: Deployment) -> None:  # type: ignore[misc]
+    async def __init__(self, deployment: Installation) -> None:  # type: ignore[misc]
         settings, profile = deployment.settings, deployment.profile
         policy = deployment.policy()
         by_app = speeds(policy, profile)

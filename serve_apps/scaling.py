@@ -9,7 +9,7 @@ import urllib.request
 import ray
 
 from actors.ray_token import ray_token_headers
-from actors.runtime import Deployment
+from actors.runtime import Installation
 from control_plane.domain import PoolName, Role
 from serve_apps.naming import REPLICA_DEPLOYMENT, pool_app
 
@@ -20,7 +20,7 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Never through a proxy that the environment names: the dashboard is inside the cluster."""
 
 
-def set_replicas(deployment: Deployment, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
+def set_replicas(deployment: Installation, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
     """So many replicas of this tensor parallelism and role in this pool; the application is deployed at first need.
     Asking again for the same changes nothing. Raises RuntimeError where Serve refuses, OSError where the dashboard is
     away."""
@@ -46,7 +46,7 @@ def _scale(dashboard_url: str, app: str, replicas: int) -> bool:
     return True
 
 
-def _deploy(deployment: Deployment, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
+def _deploy(deployment: Installation, pool: PoolName, tp: int, role: Role, replicas: int) -> None:
     os.nice(NICENESS)
     from serve_apps.app import deploy_pool
 

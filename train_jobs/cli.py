@@ -1,4 +1,4 @@
-"""The command line of a training job. A mendable error is one line and exit code 2, never a traceback."""
+"""The command line of a training job. What a user can mend is one line and exit code 2, never a traceback."""
 
 import json
 import os

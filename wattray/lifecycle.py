@@ -9,7 +9,7 @@ import ray
 
 from actors import runtime
 from actors.ray_address import running_ray
-from actors.runtime import Deployment
+from actors.runtime import Installation
 from control_plane.domain import Load, ReplicaState
 from control_plane.serving.policies.registry import GpuBudgetError, UnknownPolicyError
 from control_plane.settings import Settings
@@ -134,7 +134,7 @@ def _start_apps(
         _check_cluster(settings)
     state = joined.model_copy(update={"apps": tuple(sorted(_our_apps(settings)))})
     began(state)
-    deployment = Deployment(settings, state.run_dir or "", state.dashboard_url)
+    deployment = Installation(settings, state.run_dir or "", state.dashboard_url)
     say("starting the router")
     app.start_router(deployment)
     _check_router(state.router_url)
@@ -147,7 +147,7 @@ def _start_apps(
 
 def _check_policy(settings: Settings) -> None:
     try:
-        Deployment(settings, "", "").policy()
+        Installation(settings, "", "").policy()
     except (UnknownPolicyError, GpuBudgetError) as error:
         raise WattrayError(f"policy {settings.policy}, gpu.count {settings.gpu.count}: {error}") from None
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
-from actors.runtime import Deployment
+from actors.runtime import Installation
 from control_plane.domain import ReplicaId
 from control_plane.settings import Settings
 from serve_apps import running_replicas
@@ -57,7 +57,7 @@ class InstantHandle:
         yield Chunk(" tok", 1, "stop")
 
 
-def this_routers_app(deployment: Deployment) -> ASGIApp:
+def this_routers_app(deployment: Installation) -> ASGIApp:
     from control_plane.serving.hosting import RouterHost
     from serve_apps import replica_calls
     from serve_apps.admission import Admission
@@ -148,7 +148,7 @@ def main() -> None:
     asked = asking.parse_args()
     InstantHandle.chunks = asked.chunks
     know_replicas()
-    found = asyncio.run(cost(this_routers_app(Deployment(Settings(), "run", "http://none")), asked.requests))
+    found = asyncio.run(cost(this_routers_app(Installation(Settings(), "run", "http://none")), asked.requests))
     if asked.json:
         print(json.dumps({"stream_us": found.stream_us, "whole_us": found.whole_us}))
     else:

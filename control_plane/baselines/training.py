@@ -62,7 +62,7 @@ class ZeusGlobal:
         for setting in _settings(dag):
             by_kind = [_at_most(computation, setting) for computation in dag.computations]
             plans.append(_spread(dag, by_kind))
-        return _thriftiest_in_time(dag, plans, deadline_s)
+        return _least_energy_in_time(dag, plans, deadline_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class ZeusPerStage:
                 for kind, computation in enumerate(dag.computations)
             ]
             plans.append(_spread(dag, by_kind))
-        return _thriftiest_in_time(dag, plans, deadline_s)
+        return _least_energy_in_time(dag, plans, deadline_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class EnvPipe:
     """Stretch pipeline units into the bubbles while the iteration stays as fast (EnvPipe, ATC'23).
 
     The last stage is taken for the heaviest, as EnvPipe does, and keeps its full speed. Every other unit begins at its
-    thriftiest clock; on whatever path is then too long units are sped up, the cheapest second first.
+    least_energy clock; on whatever path is then too long units are sped up, the cheapest second first.
     """
 
     name: str = "envpipe"
@@ -112,8 +112,8 @@ class EnvPipe:
         all_max_s = np.array([dag.computation(op).all_max.time_s for op in range(len(dag))])
         limit_s = max(deadline_s, float(finish_times(dag, all_max_s).max()))
         last = max(task.stage for task in dag.tasks)
-        thriftiest = (np.diff(problem.choice_first) - 1)[dag.kind]
-        chosen = np.where([task.stage == last for task in dag.tasks], 0, thriftiest)
+        least_energy = (np.diff(problem.choice_first) - 1)[dag.kind]
+        chosen = np.where([task.stage == last for task in dag.tasks], 0, least_energy)
         repair(
             problem.before_first,
             problem.before,
@@ -149,7 +149,7 @@ def _spread(dag: Dag, by_kind: list[Choice]) -> tuple[Choice, ...]:
     return tuple(by_kind[kind] for kind in dag.kind)
 
 
-def _thriftiest_in_time(dag: Dag, plans: Iterable[tuple[Choice, ...]], deadline_s: float) -> tuple[Choice, ...]:
+def _least_energy_in_time(dag: Dag, plans: Iterable[tuple[Choice, ...]], deadline_s: float) -> tuple[Choice, ...]:
     """The least energy among the plans in time, blocking power until the deadline included; else the
     fastest."""
     best: tuple[bool, float, tuple[Choice, ...]] | None = None

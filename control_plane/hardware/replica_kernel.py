@@ -431,7 +431,6 @@ def begin(
 @compiled
 def admit(row: ReplicaRow, r: int, now_ps: int, seats: Sequence[Seat], batches: Batches, outcomes: Outcomes) -> None:
     """First come, first served, while there is room for everyone's next token."""
-    ends, seated, kinds, load = batches
     while row.waiting:
         taken = row.first_waiting
         seat = seats[taken]
@@ -443,14 +442,7 @@ def admit(row: ReplicaRow, r: int, now_ps: int, seats: Sequence[Seat], batches: 
         row.first_waiting = seat.following
         row.waiting -= 1
         if seat.kv_arrived:
-            seat.kv_arrived = 0
-            push(ends, seated, seats, r, row.decoding, row.iterations + seat.output_tokens - 1, taken)
-            row.decoding += 1
-            row.context += prompt + 1
-            kinds[r, seat.kind] += 1
-            load[r] += 1 - seat.input_tokens
-            seat.paid_wps = row.seat_energy_wps
-            outcomes.first_token_ps[seat.key] = now_ps
+            decode_at_once(row, r, taken, now_ps, seats, batches, outcomes)
             continue
         row.reserved += prompt
         seat.following = NONE
@@ -460,6 +452,23 @@ def admit(row: ReplicaRow, r: int, now_ps: int, seats: Sequence[Seat], batches: 
             seats[row.last_prefilling].following = taken
         row.last_prefilling = taken
         row.prefilling += 1
+
+
+@compiled
+def decode_at_once(
+    row: ReplicaRow, r: int, taken: int, now_ps: int, seats: Sequence[Seat], batches: Batches, outcomes: Outcomes
+) -> None:
+    """Admit a request whose KV cache and first token came from another replica."""
+    ends, seated, kinds, load = batches
+    seat = seats[taken]
+    seat.kv_arrived = 0
+    push(ends, seated, seats, r, row.decoding, row.iterations + seat.output_tokens - 1, taken)
+    row.decoding += 1
+    row.context += seat.input_tokens + 1
+    kinds[r, seat.kind] += 1
+    load[r] += 1 - seat.input_tokens
+    seat.paid_wps = row.seat_energy_wps
+    outcomes.first_token_ps[seat.key] = now_ps
 
 
 @compiled

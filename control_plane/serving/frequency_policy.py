@@ -1,4 +1,4 @@
-"""Which clock a replica runs at: the least power that holds the SLO at its load; full clock when it hurries."""
+"""Which clock a replica runs at: the least power that holds the SLO at its load; full clock where a first token is about to be late."""
 
 from dataclasses import dataclass
 

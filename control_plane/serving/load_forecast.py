@@ -100,7 +100,7 @@ class WindowForecaster:
 
     def reactive(self, now_s: float) -> Load:
         """The load seen: class by class the heavier of the last bin and the whole window, so that a rise is seen at
-        once and a lull of a few seconds is not taken for an ebb."""
+        once and a quiet moment of a few seconds is not taken for a falling load."""
         return self._arrivals.load(now_s, self._window_s).at_least(self._arrivals.load(now_s, self._settings.bin_s))
 
     def forecast(self, now_s: float) -> Forecast:

@@ -319,7 +319,7 @@ def _rounded_up(counts: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 
 
 def _dearest_prices(machine: _Machine, most_decoders: int, wanted: Floats) -> Floats:
-    """The linear program ``max wanted @ prices`` over all rows. What nobody wants is free."""
+    """The linear program ``max wanted @ prices`` over all rows. A price of zero is used for what no request needs."""
     asked = np.flatnonzero(wanted)
     rows, limits = machine.rows(most_decoders)
     rows = rows / limits[:, None] / _SCALE

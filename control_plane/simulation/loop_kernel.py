@@ -183,15 +183,16 @@ def play(
         if rows[chosen].governed:
             post[MOMENT] = at_ps
             return LOOK | chosen << STATUS_BITS + LOG_BITS
+    position: int = tally.arrived
+    at_ps = demand.arrival_ps[position] if position < count else NEVER
+    due_ps = transfers.flying[0, 0] if post[FLYING] else NEVER
+    said = tally.drained == NONE
     while True:
-        if tally.drained != NONE:
-            drained = tally.drained
+        if not said:
+            drained: int = tally.drained
             tally.drained = NONE
             post[MOMENT] = tally.drained_ps
             return DRAINED | tally.logged << STATUS_BITS | drained << STATUS_BITS + LOG_BITS
-        position = tally.arrived
-        at_ps = demand.arrival_ps[position] if position < count else NEVER
-        due_ps = transfers.flying[0, 0] if post[FLYING] else NEVER
         first: int = tree[1]
         wake_ps = rows[first].wake_ps if first != NONE else NEVER
         if wake_ps <= at_ps and wake_ps <= due_ps and wake_ps <= until_ps and wake_ps != NEVER:
@@ -200,30 +201,33 @@ def play(
             row = rows[first]
             fire(row, first, wake_ps, seats, tally, speeds, batches, outcomes, scratch)
             settle(tree, rows, first)
-            if tally.handed:
+            if row.prefills_only and tally.handed:
                 post[MOMENT] = wake_ps
                 post[ABOUT] = tally.handed
                 tally.handed = 0
                 return HANDED | tally.logged << STATUS_BITS | first << STATUS_BITS + LOG_BITS
-            note_drained(row, first, wake_ps, tally)
+            if row.draining:
+                said = not note_drained(row, first, wake_ps, tally)
         elif due_ps <= at_ps and due_ps != NEVER and due_ps < until_ps + post[THROUGH]:
             if tally.free_seat == NONE:
                 return SEATS_FULL | tally.logged << STATUS_BITS
+            now_ps = due_ps
             key = transfers.flying[0, 2]
             source = transfers.flying[0, 3]
             target: int = transfers.flying[0, 4]
             number = transfers.flying[0, 5]
             land(transfers, post)
+            due_ps = transfers.flying[0, 0] if post[FLYING] else NEVER
             if rows[source].number != outcomes.replica[key] or rows[target].number != number or rows[target].draining:
-                post[MOMENT] = due_ps
+                post[MOMENT] = now_ps
                 post[ABOUT] = key
                 post[TARGET] = number
                 return UNDELIVERED | tally.logged << STATUS_BITS
             rows[source].outbox -= 1
-            note_drained(rows[source], source, due_ps, tally)
-            enter(rows, target, key, due_ps, 1, seats, tallies, tree, demand, speeds, batches, outcomes)
+            said = not note_drained(rows[source], source, now_ps, tally)
+            enter(rows, target, key, now_ps, 1, seats, tallies, tree, demand, speeds, batches, outcomes)
             if rows[target].governed:
-                post[MOMENT] = due_ps
+                post[MOMENT] = now_ps
                 return int(LOOK | tally.logged << STATUS_BITS | target << STATUS_BITS + LOG_BITS)
         elif at_ps >= until_ps:
             return DONE | tally.logged << STATUS_BITS
@@ -233,23 +237,28 @@ def play(
             tally.arrived = position + 1
             if len(offer.rows) == 0:
                 return ARRIVAL | tally.logged << STATUS_BITS
+            came_ps = at_ps
             best = quickest(offer, batches.load, int(demand.input_tokens[position]))
             if demand.input_tokens[position] + demand.output_tokens[position] > rows[best].room:
                 tally.lost += 1
-                tally.now_ps = at_ps
-                continue
-            enter(rows, best, position, at_ps, 0, seats, tallies, tree, demand, speeds, batches, outcomes)
-            if rows[best].governed:
-                post[MOMENT] = at_ps
-                return LOOK | tally.logged << STATUS_BITS | best << STATUS_BITS + LOG_BITS
+                tally.now_ps = came_ps
+            else:
+                enter(rows, best, position, came_ps, 0, seats, tallies, tree, demand, speeds, batches, outcomes)
+                if rows[best].governed:
+                    post[MOMENT] = came_ps
+                    return LOOK | tally.logged << STATUS_BITS | best << STATUS_BITS + LOG_BITS
+            position += 1
+            at_ps = demand.arrival_ps[position] if position < count else NEVER
 
 
 @compiled
-def note_drained(row: ReplicaRow, r: int, now_ps: int, tally: Tally) -> None:
-    """Note whether a row that drains has nothing left to do and nothing left to send."""
+def note_drained(row: ReplicaRow, r: int, now_ps: int, tally: Tally) -> bool:
+    """Note whether a row drains and has nothing left to do and nothing left to send."""
     if row.draining and row.wake_ps == NEVER and row.outbox == 0:
         tally.drained = r
         tally.drained_ps = now_ps
+        return True
+    return False
 
 
 @compiled

@@ -49,7 +49,7 @@ class Computation:
         return self.choices[0]
 
     @property
-    def thriftiest(self) -> Choice:
+    def least_energy(self) -> Choice:
         return self.choices[-1]
 
     def effective_j(self, choice: Choice) -> float:

@@ -55,7 +55,7 @@ class HalfArcs:
 
 def event_graph(dag: Dag) -> EventGraph:
     """Merge events that can coincide at no cost; scale times and slopes to integers."""
-    longest_s = dag.per_operation(c.thriftiest.time_s for c in dag.computations)
+    longest_s = dag.per_operation(c.least_energy.time_s for c in dag.computations)
     t_star_s = float(finish_times(dag, longest_s).max())
     time_unit_s = t_star_s / TIME_RANGE if t_star_s > 0 else 1.0
     hulls = [_hull_on_integers(c, time_unit_s) for c in dag.computations]

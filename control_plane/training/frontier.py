@@ -73,7 +73,7 @@ class Regime(Enum):
 
     FASTEST = "at T_min: only intrinsic bloat is removed"
     ON_FRONTIER = "between T_min and T*: the frontier point at the deadline"
-    THRIFTIEST = "past T*: the point at T*, never slower"
+    PAST_T_STAR = "past T*: the point at T*, never slower"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +151,13 @@ class Frontier:
         if time_s <= self.t_min_s:
             regime = Regime.FASTEST
         else:
-            regime = Regime.ON_FRONTIER if deadline_s <= self.t_star_s else Regime.THRIFTIEST
+            regime = Regime.ON_FRONTIER if deadline_s <= self.t_star_s else Regime.PAST_T_STAR
         return FrontierPoint(
             deadline_s=charged_s,
             iteration_time_s=time_s,
             effective_j=effective_j,
             energy_j=effective_j + self.dag.blocking_power_w * charged_s,
-            slope_w=slope_w if regime is not Regime.THRIFTIEST else 0.0,
+            slope_w=slope_w if regime is not Regime.PAST_T_STAR else 0.0,
             regime=regime,
         )
 
@@ -201,9 +201,9 @@ def walk_frontier(dag: Dag, watcher: WalkWatcher | None = None) -> Frontier:
     graph = event_graph(dag)
     halves = half_arcs(graph)
     fastest_s = dag.per_operation(c.fastest.time_s for c in dag.computations)
-    thriftiest_s = dag.per_operation(c.thriftiest.time_s for c in dag.computations)
+    least_energy_s = dag.per_operation(c.least_energy.time_s for c in dag.computations)
     t_min_s = float(finish_times(dag, fastest_s).max())
-    t_star_s = float(finish_times(dag, thriftiest_s).max())
+    t_star_s = float(finish_times(dag, least_energy_s).max())
 
     def heard(breakpoints: int, shift: int) -> None:
         if watcher is not None:
@@ -220,7 +220,7 @@ def walk_frontier(dag: Dag, watcher: WalkWatcher | None = None) -> Frontier:
     time_s = np.clip((graph_time(graph) - shift) * graph.time_unit_s, t_min_s, t_star_s)
     time_s[-1] = t_min_s
     slope_w = slopes.astype(np.float64) * graph.slope_unit_w
-    least_j = float(np.sum(dag.per_operation(c.effective_j(c.thriftiest) for c in dag.computations)))
+    least_j = float(np.sum(dag.per_operation(c.effective_j(c.least_energy) for c in dag.computations)))
     spent_j = np.concatenate([[0.0], np.cumsum(slope_w * (np.diff(shift) * graph.time_unit_s))])
     depth = int(finish_times(dag, np.ones(len(dag))).max())
     return Frontier(

@@ -14,7 +14,7 @@ from actors.gpu.drivers import create_node
 from actors.gpu.simulated import SimulatedNode
 from actors.gpu_agent import GpuAgent
 from actors.messages import Held, Orders, ReplicaReport
-from actors.runtime import Deployment, run_folder
+from actors.runtime import Installation, run_folder
 from control_plane.domain import PoolName, QueueView, ReplicaState, Role
 from control_plane.hardware.gpu_model import H100_SXM
 from control_plane.leases import Hold
@@ -78,9 +78,9 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedN
     made.close()
 
 
-def deployment(**serve: object) -> Deployment:
+def deployment(**serve: object) -> Installation:
     settings = parse_settings({"policy": "toy", "serve": serve, "sharding": {"startup_s": 0.1}})
-    return Deployment(settings, "run", "http://none")
+    return Installation(settings, "run", "http://none")
 
 
 class HeldReplica(ModelReplica):
@@ -88,7 +88,7 @@ class HeldReplica(ModelReplica):
         """Serve alone awaits the other one."""
 
 
-async def started(given: Deployment) -> ModelReplica:
+async def started(given: Installation) -> ModelReplica:
     replica = HeldReplica.__new__(HeldReplica)
     await replica.__init__(given, POOL, 2, Role.COMBINED)  # type: ignore[misc]
     return replica

@@ -28,7 +28,7 @@ EASY = Slo(1e6, 1e6, 1e6, 1e6)
 """An SLO that anything holds: every run counts against the bound."""
 
 
-class ThriftyFleet:
+class FrugalFleet:
     """One shape at one clock, packed: requests go to the fullest replica that may take more; replicas come and go at
     once with the load. What a clairvoyant would come close to."""
 
@@ -92,7 +92,7 @@ class ThriftyFleet:
         return Step(tuple(actions), now_s + 0.5)
 
 
-class ThriftySplitFleet(ThriftyFleet):
+class FrugalSplitFleet(FrugalFleet):
     """The same with prefill and decode on replicas of their own."""
 
     splits_phases = True
@@ -138,7 +138,7 @@ def fuzz(seed: int) -> None:
     trace = random_trace(random)
     if not len(trace):
         return
-    kind = random.choice([ThriftyFleet, ThriftySplitFleet])
+    kind = random.choice([FrugalFleet, FrugalSplitFleet])
     tp, freq_mhz = random.choice(PROFILE.tps), random.choice([600, 795, 1005, 1200, 1590, 1980])
     fleet: Fleet = kind(tp, freq_mhz, random.choice([4, 30, 200, 256]), 20)
     idle_gpus = random.choice([0, 0, 320])
@@ -148,13 +148,13 @@ def fuzz(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_no_thrifty_fleet_beats_the_bound(seed: int) -> None:
+def test_no_frugal_fleet_beats_the_bound(seed: int) -> None:
     fuzz(seed)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("batch", range(8))
-def test_no_thrifty_fleet_beats_the_bound_in_many_tries(batch: int) -> None:
+def test_no_frugal_fleet_beats_the_bound_in_many_tries(batch: int) -> None:
     for seed in range(1000 + 50 * batch, 1050 + 50 * batch):
         fuzz(seed)
 
@@ -211,6 +211,6 @@ def test_the_bound_grows_with_the_slo_share_and_is_nothing_for_nothing() -> None
     assert energy_bound(trace.between(0, 0), TABLES, Slo()).energy_j == 0
 
 
-class _Fixed(ThriftyFleet):
+class _Fixed(FrugalFleet):
     def __init__(self, tp: int, freq_mhz: int) -> None:
         super().__init__(tp, freq_mhz, 256, 1)

@@ -22,8 +22,8 @@ class HighsOracle:
         cost: list[float] = []
         entries: list[list[tuple[int, float]]] = []
         rhs: list[float] = []
-        self._scale_s = float(sum(dag.per_operation(c.thriftiest.time_s for c in dag.computations)))
-        spread_j = [abs(c.effective_j(c.fastest) - c.effective_j(c.thriftiest)) for c in dag.computations]
+        self._scale_s = float(sum(dag.per_operation(c.least_energy.time_s for c in dag.computations)))
+        spread_j = [abs(c.effective_j(c.fastest) - c.effective_j(c.least_energy)) for c in dag.computations]
         self._scale_j = max([*spread_j, 1e-300])
         for _ in range(ops):  # starts
             lower.append(0.0)
@@ -33,7 +33,7 @@ class HighsOracle:
         self._constant_j = 0.0
         for op in range(ops):
             computation = dag.computation(op)
-            slowest = computation.thriftiest
+            slowest = computation.least_energy
             self._constant_j += computation.effective_j(slowest)
             points = [computation.choices[i] for i in computation.hull]
             parts = [(-1, slowest.time_s / self._scale_s)]

@@ -80,10 +80,10 @@ def test_the_three_regimes() -> None:
     late = frontier.within(frontier.t_star_s + 3)
     assert fastest.regime is Regime.FASTEST
     assert between.regime is Regime.ON_FRONTIER
-    assert late.regime is Regime.THRIFTIEST
+    assert late.regime is Regime.PAST_T_STAR
     assert late.iteration_time_s == frontier.t_star_s
-    thriftiest_j = frontier.within(frontier.t_star_s).energy_j
-    assert late.energy_j == pytest.approx(thriftiest_j + 4 * 60.0 * 3)
+    least_energy_j = frontier.within(frontier.t_star_s).energy_j
+    assert late.energy_j == pytest.approx(least_energy_j + 4 * 60.0 * 3)
 
 
 def test_deadline_under_t_min_says_t_min() -> None:
