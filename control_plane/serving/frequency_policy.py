@@ -1,4 +1,4 @@
-"""Which clock a replica runs at: the least power that holds the SLO at its load; full clock where a first token is about to be late."""
+"""Which clock a replica runs at: the least power that holds the SLO at its load, full clock in an emergency."""
 
 from dataclasses import dataclass
 

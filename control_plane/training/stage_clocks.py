@@ -96,7 +96,7 @@ class _Stages:
 def one_clock_per_stage(dag: Dag, deadline_s: float) -> tuple[Choice, ...] | None:
     """A choice per operation, one setting on each stage, that ends by the deadline; None where the fastest does not.
 
-    Two searches, from the fastest settings down and from those of least energy up; the cheaper result is returned. Operations
+    Two searches, from the fastest settings down and from those of least energy up; the cheaper one counts. Operations
     that were measured at one setting only, such as transfers, keep it.
     """
     stages = _Stages(dag)
