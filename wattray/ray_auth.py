@@ -68,3 +68,7 @@ def _ensure_file(path: Path) -> None:
             file.write(secrets.token_hex(32))
     except OSError as error:
         raise WattrayError(f"the Ray token {path}: {error.strerror}; name another file with {TOKEN_PATH}") from None
+
+
+if __name__ == "__main__":
+    secure_own_head()

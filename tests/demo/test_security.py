@@ -131,7 +131,7 @@ def assert_refuses(port: int) -> None:
         assert answer.status_code in (401, 403, 404) or counts_only, (port, path, answer.text[:200])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.soak)])
 def test_a_demo_that_is_told_to_end_leaves_nothing(place: Place, number: signal.Signals) -> None:
     http, ray_port, dashboard, metrics = map(str, place.ports)
     asked = [

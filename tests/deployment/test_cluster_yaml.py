@@ -48,12 +48,8 @@ class Host:
     ray_port: int
 
     def ray(self, *command: str, timeout_s: float = 120) -> "subprocess.CompletedProcess[str]":
-        environment = {
-            **os.environ,
-            "RAY_TMPDIR": str(self.home),
-            "TMPDIR": str(self.home),
-            "RAY_AUTH_MODE": "disabled",
-        }
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+        environment = {**kept, "RAY_TMPDIR": str(self.home), "TMPDIR": str(self.home)}
         asked = [sys.executable, "-m", "ray.scripts.scripts", *command]
         return subprocess.run(
             asked,
@@ -90,7 +86,8 @@ def host() -> Iterator[Host]:
     for name in ("key", "host_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / name)], check=True)
     (home / "relay.py").write_text(RELAY)
-    (home / ".bashrc").write_text(f"export PATH={Path(sys.executable).parent}:$PATH RAY_USAGE_STATS_ENABLED=0\n")
+    path = f"PATH={Path(sys.executable).parent}:$PATH"
+    (home / ".bashrc").write_text(f"export {path} RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token\n")
     (home / "sshd.conf").write_text(
         f"Port {ssh_port}\nListenAddress 127.0.0.1\nHostKey {home}/host_key\nAuthorizedKeysFile {home}/key.pub\n"
         f"StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin prohibit-password\n"
@@ -151,6 +148,11 @@ def end_all_with(home: Path) -> None:
 def test_ray_up_and_submit_work_over_ssh(host: Host) -> None:
     up = host.ray("up", str(host.cluster), "--yes", "--no-config-cache")
     assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-2000:]
+    assert (host.home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+    stranger = f"import ray; ray.init(address='127.0.0.1:{host.ray_port}', log_to_driver=False)"
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    refused = subprocess.run([sys.executable, "-c", stranger], env=environment, capture_output=True, timeout=60)
+    assert refused.returncode != 0, "the head answers without a token"
     script = host.home / "gpus.py"
     script.write_text(
         "import ray, wattray\n"

@@ -65,7 +65,7 @@ def test_healthy_iterations_raise_no_alarm(noise: float) -> None:
 
 
 def test_a_tenth_is_found_in_five_reports_and_three_tenths_in_two_at_three_percent_noise() -> None:
-    tenths = [spell(0.03, 1.1, 2, seed) for seed in range(60)]
+    tenths = [spell(0.03, 1.1, 2, seed) for seed in range(40)]
     assert sum(s.found_after is not None and s.found_after <= 5 for s in tenths) >= 0.93 * len(tenths)
     assert np.mean([s.plan_changes for s in tenths]) <= 4
     heavy = [spell(0.03, 1.3, 2, seed) for seed in range(40)]
@@ -74,7 +74,7 @@ def test_a_tenth_is_found_in_five_reports_and_three_tenths_in_two_at_three_perce
 
 @pytest.mark.parametrize(("noise", "reports"), [(0.01, 1), (0.05, 3)])
 def test_a_recovery_is_known_within_a_report_or_three(noise: float, reports: int) -> None:
-    spells = [spell(noise, 1.3, 2, seed) for seed in range(60)]
+    spells = [spell(noise, 1.3, 2, seed) for seed in range(40)]
     assert sum(s.recovered_after is not None and s.recovered_after <= reports for s in spells) >= 0.95 * len(spells)
 
 
