@@ -45,6 +45,7 @@ def test_counts_go_to_the_application_of_the_role_and_past_any_proxy(
     dashboard: HTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(scaling, "ray_token_headers", dict)
     url = f"http://127.0.0.1:{dashboard.server_port}"
     assert scaling._scale(url, pool_app(PoolName("long"), 4, Role.DECODE), 3)
     [(path, body, token)] = dashboard.asked  # type: ignore[attr-defined]
