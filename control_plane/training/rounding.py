@@ -260,55 +260,6 @@ def timed(problem: RoundingProblem, point: FrontierPoint, chosen: IntArray) -> R
     )
 
 
-def without_short_switches(dag: Dag, choices: tuple[Choice, ...], switch_time_s: float) -> tuple[Choice, ...]:
-    """Merge runs of one clock that are shorter than switching takes into a faster neighbour, stage by stage.
-
-    A run only ever takes a setting at which its computations are no slower, so no plan ends later.
-    """
-    merged = list(choices)
-    by_stage: dict[int, list[int]] = {}
-    for op, task in enumerate(dag.tasks):
-        if len(dag.computation(op).measured) > 1:
-            by_stage.setdefault(task.stage, []).append(op)
-    for ops in by_stage.values():
-        while _merge_one(dag, ops, merged, switch_time_s):
-            pass
-    return tuple(merged)
-
-
-def _merge_one(dag: Dag, ops: list[int], merged: list[Choice], switch_time_s: float) -> bool:
-    runs: list[list[int]] = []
-    for op in ops:
-        if runs and _setting(merged[runs[-1][-1]]) == _setting(merged[op]):
-            runs[-1].append(op)
-        else:
-            runs.append([op])
-    for i, run in enumerate(runs):
-        if sum(merged[op].time_s for op in run) >= switch_time_s:
-            continue
-        around = [runs[j] for j in (i - 1, i + 1) if 0 <= j < len(runs)]
-        moves = [(run, merged[other[0]]) for other in around] + [(other, merged[run[0]]) for other in around]
-        for movers, target in moves:
-            moved = [_at_setting(dag, op, target, merged[op].time_s) for op in movers]
-            if all(choice is not None for choice in moved):
-                for op, choice in zip(movers, moved, strict=True):
-                    if choice is not None:
-                        merged[op] = choice
-                return True
-    return False
-
-
-def _setting(choice: Choice) -> tuple[int, int]:
-    return choice.freq_mhz, choice.power_limit_w
-
-
-def _at_setting(dag: Dag, op: int, target: Choice, within_s: float) -> Choice | None:
-    for choice in dag.computation(op).measured:
-        if _setting(choice) == _setting(target) and choice.time_s <= within_s:
-            return choice
-    return None
-
-
 def _by_limits(problem: RoundingProblem, relaxed: RelaxedPlan) -> RoundedPlan | None:
     """Each operation the slowest choice that ends by its relaxed finish; then fill what float is left."""
     chosen = slowest_by(
