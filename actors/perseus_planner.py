@@ -20,7 +20,7 @@ from control_plane.training.job_spec import Circumstances, JobSpec, PipelineId, 
 from control_plane.training.profile import profile_of
 from control_plane.training.schedules import user_order
 from control_plane.training.straggler import Detector
-from control_plane.training.switching import SwitchRules
+from control_plane.training.switch_rules import SwitchRules
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from control_plane.training.dag import Dag, FloatArray, IntArray
 from control_plane.training.held_kernel import run_stage
 from control_plane.training.profile import Choice
 from control_plane.training.rounding import RoundingProblem
-from control_plane.training.switching import Setting, SwitchRules, setting_of, stage_operations, switches_of
+from control_plane.training.switch_rules import SwitchRules
+from control_plane.training.switching import Setting, setting_of, stage_operations, switches_of
 from control_plane.training.timing import earliest_finish
 
 BoolArray = NDArray[np.bool_]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from control_plane.training.job_spec import Circumstances, JobSpec, PipelineId, StageRatios
 from control_plane.training.profile import Choice, profile_of
 from control_plane.training.schedules import Instruction, user_order
-from control_plane.training.switching import SwitchRules
+from control_plane.training.switch_rules import SwitchRules
 
 JOB_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """A job's name is also a file's."""

@@ -5,7 +5,7 @@ from typing import NamedTuple, NewType
 
 from control_plane.training.profile import Profile
 from control_plane.training.schedules import Schedule
-from control_plane.training.switching import ANY_CLOCK_ANYWHERE, SwitchRules
+from control_plane.training.switch_rules import ANY_CLOCK_ANYWHERE, SwitchRules
 
 PipelineId = NewType("PipelineId", str)
 

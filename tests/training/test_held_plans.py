@@ -14,7 +14,7 @@ from control_plane.training.job_spec import JobSpec
 from control_plane.training.planner import IterationPlan, run_choices, solve
 from control_plane.training.profile import Choice, profile_of
 from control_plane.training.stage_clocks import one_clock_per_stage
-from control_plane.training.switching import SwitchRules
+from control_plane.training.switch_rules import SwitchRules
 
 SPEC = JobSpec(synthetic_profile(3), pipeline.one_f_one_b(3, 6), 60.0)
 T_MIN_S = solve(SPEC).frontier.t_min_s
