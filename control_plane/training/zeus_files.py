@@ -117,9 +117,7 @@ def point_solution(ranks: Sequence[Sequence[ScheduledStep]]) -> str:
     for stage, steps in enumerate(ranks):
         limits_w = [step.power_limit_w for step in steps if step.freq_mhz <= 0]
         if limits_w:
-            raise ValueError(
-                f"stage {stage} runs at a power limit of {limits_w[0]} W: Zeus's schedule file holds clocks"
-            )
+            raise ValueError(f"stage {stage} has a power limit, {limits_w[0]} W: Zeus's schedule file holds clocks")
         lines.append("  [" + ", ".join(f'("{step.instruction}", {step.freq_mhz})' for step in steps) + "],\n")
     return "[\n" + "".join(lines) + "]\n"
 
