@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,7 @@ class CycleError(ValueError):
     """The order cannot be executed: some operation waits for itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """What one operation of the DAG is. `chunk` counts model chunks on a stage (interleaved schedules)."""
 
     stage: int

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from control_plane.training.coarse_frontier import LEVELS, MOST_EXACT_OPERATIONS, walk_coarsely
 from control_plane.training.dag import Dag, finish_times
 from control_plane.training.frontier import Frontier, Regime, WalkWatcher, walk_frontier
 from control_plane.training.held_plans import HeldLibrary, held_within, prepare_held, shortest_steady_s
@@ -102,10 +103,15 @@ class SolvedJob:
         return rounded(self.problem, self.frontier, deadline_s)
 
 
-def solve(spec: JobSpec, watcher: WalkWatcher | None = None) -> SolvedJob:
-    """Trace the whole frontier of a job; the watcher hears how far the walk is and may end it."""
+def solve(spec: JobSpec, watcher: WalkWatcher | None = None, levels: int | None = None) -> SolvedJob:
+    """Trace the frontier of a job; the watcher hears how far the walk is and may end it.
+
+    `levels` is how many slopes are told apart, 0 for all; unless it is given, big DAGs are traced with few.
+    """
     dag = _dag(spec)
-    frontier = walk_frontier(dag, watcher)
+    if levels is None:
+        levels = LEVELS if len(dag) > MOST_EXACT_OPERATIONS else 0
+    frontier = walk_coarsely(dag, watcher, levels) if levels else walk_frontier(dag, watcher)
     problem = rounding_problem(dag)
     if spec.switch.any_clock_anywhere:
         return SolvedJob(spec, frontier, problem, None, frontier.t_min_s)
