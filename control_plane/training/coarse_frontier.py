@@ -11,6 +11,7 @@ import numpy as np
 
 from control_plane.compiled import compiled
 from control_plane.training.dag import Dag, FloatArray, IntArray
+from control_plane.training.extrapolation import FrontierCurve
 from control_plane.training.frontier import (
     RELATIVE_SLACK,
     DeadlineError,
@@ -33,6 +34,9 @@ MOST_POINTS = 64
 FLOAT_SLACK = 1e-12
 """By which the certified bound is lowered for each operation on the longest path: more than its sums of floats err."""
 
+CURVE_SLACK = 1e-11
+"""By which an extrapolated bound is lowered, as a share: ten times what extrapolated and walked frontiers differ by."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hulls:
@@ -48,6 +52,8 @@ class CoarseFrontier(Frontier):
     """Its breakpoints are those of the coarse network; `within` is certified for the exact problem."""
 
     hulls: Hulls
+    curve: FrontierCurve | None = None
+    """The exact frontier, where it is known otherwise."""
     found: dict[float, FrontierPoint] = field(default_factory=dict)
 
     def within(self, deadline_s: float) -> FrontierPoint:
@@ -79,8 +85,11 @@ class CoarseFrontier(Frontier):
 
     def _bound(self, time_s: float) -> tuple[float, float]:
         """The best bound of mixed flows on effective energy by an instant, and the slope that belongs to it."""
-        flows = self._flows_around(time_s)
         dag, hulls = self.dag, self.hulls
+        if self.curve is not None:
+            effective_j, slope_w = self.curve.within(time_s)
+            return effective_j - CURVE_SLACK * (abs(effective_j) + slope_w * time_s), slope_w
+        flows = self._flows_around(time_s)
 
         def bound(flow_w: FloatArray, total_w: float) -> float:
             return cheapest_at(dag.kind, hulls.first, hulls.time_s, hulls.effective_j, flow_w) - total_w * time_s
@@ -115,10 +124,14 @@ class CoarseFrontier(Frontier):
 
 
 def walk_coarsely(
-    dag: Dag, watcher: WalkWatcher | None = None, levels: int = LEVELS, until_s: float = 0.0
+    dag: Dag,
+    watcher: WalkWatcher | None = None,
+    levels: int = LEVELS,
+    until_s: float = 0.0,
+    curve: FrontierCurve | None = None,
 ) -> CoarseFrontier:
     """Trace the frontier with slopes in so many steps, from T* down to an instant; the watcher hears how far it is, as
-    of `walk_frontier`."""
+    of `walk_frontier`. Where the exact `curve` is known it gives the bounds."""
     exact = walk_frontier(dag, watcher, levels, until_s)
     sizes = [len(c.hull) for c in dag.computations]
     points = [(c, c.choices[i]) for c in dag.computations for i in c.hull]
@@ -127,7 +140,7 @@ def walk_coarsely(
         np.array([choice.time_s for _, choice in points]),
         np.array([c.effective_j(choice) for c, choice in points]),
     )
-    return CoarseFrontier(**{name: getattr(exact, name) for name in Frontier.__slots__}, hulls=hulls)
+    return CoarseFrontier(**{name: getattr(exact, name) for name in Frontier.__slots__}, hulls=hulls, curve=curve)
 
 
 @compiled

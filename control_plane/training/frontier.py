@@ -15,6 +15,8 @@ from control_plane.training.frontier_kernel import UNBOUNDED, walk
 
 KEPT_STATES = 96
 KEPT_BYTES = 32 << 20
+COARSE_KEPT_BYTES = 88 << 20
+"""Of a coarse frontier, whose kept states also give the bounds."""
 RELATIVE_SLACK = 1e-12
 """Deadlines this close to T_min are T_min: sums of floats in another order differ by this much."""
 
@@ -216,7 +218,8 @@ def walk_frontier(dag: Dag, watcher: WalkWatcher | None = None, levels: int = 0,
     potential = graph.potential.copy()
     flow = np.zeros(len(graph.tail), np.int64)
     state_bytes = 8 * (len(potential) + len(flow))
-    slots = min(KEPT_STATES, max(4, KEPT_BYTES // state_bytes))
+    kept_bytes = COARSE_KEPT_BYTES if levels else KEPT_BYTES
+    slots = min(KEPT_STATES, max(4, kept_bytes // state_bytes))
     most = graph_time(graph) - max(0, int(until_s / graph.time_unit_s))
     shifts, slopes, last_shift, kept, _ = _walk(graph, halves, potential, flow, 0, most, slots, heard)
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from control_plane.training.coarse_frontier import LEVELS, MOST_EXACT_OPERATIONS, walk_coarsely
 from control_plane.training.dag import Dag, finish_times
+from control_plane.training.extrapolation import REPEATING, FrontierCurve, extrapolated
 from control_plane.training.frontier import Frontier, Regime, WalkWatcher, walk_frontier
 from control_plane.training.held_plans import HeldLibrary, held_within, prepare_held, shortest_steady_s
 from control_plane.training.held_problem import HeldPlan, HeldProblem, choices_of, held_problem
 from control_plane.training.job_spec import Circumstances, JobSpec, ScheduledStep
-from control_plane.training.pipeline import build_dag
+from control_plane.training.pipeline import build_dag, schedule_named
 from control_plane.training.profile import Choice
 from control_plane.training.rounding import (
     PlanLibrary,
@@ -111,12 +112,25 @@ def solve(spec: JobSpec, watcher: WalkWatcher | None = None, levels: int | None 
     dag = _dag(spec)
     if levels is None:
         levels = LEVELS if len(dag) > MOST_EXACT_OPERATIONS else 0
-    frontier = walk_coarsely(dag, watcher, levels) if levels else walk_frontier(dag, watcher)
+    if levels:
+        frontier: Frontier = walk_coarsely(dag, watcher, levels, curve=exact_curve(spec))
+    else:
+        frontier = walk_frontier(dag, watcher)
     problem = rounding_problem(dag)
     if spec.switch.any_clock_anywhere:
         return SolvedJob(spec, frontier, problem, None, frontier.t_min_s)
     held = held_problem(problem, spec.switch)
     return SolvedJob(spec, frontier, problem, held, max(frontier.t_min_s, shortest_steady_s(held)))
+
+
+def exact_curve(spec: JobSpec) -> FrontierCurve | None:
+    """The job's frontier by extrapolation, where its schedule repeats itself."""
+    name, stages, microbatches = spec.schedule.name, spec.schedule.stages, spec.schedule.microbatches
+    if name not in REPEATING or spec.schedule.order != schedule_named(name, stages, microbatches).order:
+        return None
+    return extrapolated(
+        name, stages, microbatches, lambda count: _dag(replace(spec, schedule=schedule_named(name, stages, count)))
+    )
 
 
 def deadline_under(spec: JobSpec, healthy_t_min_s: float, now: Circumstances) -> float:
