@@ -72,6 +72,12 @@ def held_within(
     return seeds[0] if few == 1 else _best_of(held, seeds, deadline_s, work)
 
 
+def steady_within(held: HeldProblem, deadline_s: float) -> HeldPlan | None:
+    """One setting per stage; None where no such plan is found that ends by the deadline."""
+    clocks = SteadyClocks(held.dag)
+    return _steady(held, clocks) if clocks.search(deadline_s) else None
+
+
 def prepare_held(held: HeldProblem, frontier: Frontier) -> HeldLibrary:
     """Plans at deadlines from the shortest to T*; each also begins from the one before it."""
     plans: list[HeldPlan] = []
