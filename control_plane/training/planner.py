@@ -26,6 +26,9 @@ from control_plane.training.rounding import (
 )
 from control_plane.training.switching import Switches, switches_of
 
+NEAR_BOUND_RATIO = 1e-3
+"""A plan this near to its lower bound is good enough without a library, which takes seconds to minutes to prepare."""
+
 
 @dataclass(frozen=True, slots=True)
 class IterationPlan:
@@ -44,6 +47,11 @@ class IterationPlan:
     choices: tuple[Choice, ...]
     """Of every operation of the DAG."""
     ranks: tuple[tuple[ScheduledStep, ...], ...]
+
+    @property
+    def is_near_bound(self) -> bool:
+        """Whether no library could make the plan noticeably better."""
+        return self.energy_j <= self.lower_bound_j * (1 + NEAR_BOUND_RATIO)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
