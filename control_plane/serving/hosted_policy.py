@@ -10,7 +10,7 @@ from control_plane.actions import Action, SetReplicas, Step
 from control_plane.domain import Load, PoolName, ReplicaId, ReplicaView, Role
 from control_plane.serving.hosting import ClusterHost, PoolHost, RouterHost
 from control_plane.serving.load_forecast import Forecast, WindowForecaster
-from control_plane.serving.policy import Governor, Policy, RoutedRequest
+from control_plane.serving.policy import Governor, Needs, Policy, RoutedRequest
 from control_plane.serving.routing import Candidate
 from control_plane.settings import ForecastSettings
 
@@ -33,6 +33,10 @@ class HostedPolicy:
     @property
     def takes_quickest(self) -> bool:
         return self._policy.takes_quickest
+
+    @property
+    def needs(self) -> Needs:
+        return self._policy.needs
 
     @property
     def splits_phases(self) -> bool:

@@ -5,12 +5,17 @@ from typing import Protocol, runtime_checkable
 
 from control_plane.actions import SetReplicas, Step
 from control_plane.domain import PoolName, ReplicaId, ReplicaView, Role
-from control_plane.serving.policy import Governor
+from control_plane.serving.policy import Governor, Needs
 from control_plane.serving.routing import Candidate
 
 
 class Fleet(Protocol):
     """The policies of a whole cluster."""
+
+    @property
+    def needs(self) -> Needs:
+        """What its controllers want to see of replicas."""
+        ...
 
     @property
     def splits_phases(self) -> bool:

@@ -10,7 +10,7 @@ from control_plane.domain import PoolName, ReplicaId, ReplicaView, Role, Slo
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.hardware.replica_model import ReplicaLimits
 from control_plane.hardware.shape_tables import ShapeTables
-from control_plane.serving.policy import Governor
+from control_plane.serving.policy import Governor, Needs
 from control_plane.serving.routing import Candidate
 from control_plane.simulation.outcome import Simulated
 from control_plane.simulation.scoring import score
@@ -26,6 +26,7 @@ BOTH = pytest.mark.parametrize("engine", ["compiled", "stepped"])
 class OneOfEach:
     """A prefill and a decode replica, TP8 at full clock."""
 
+    needs = Needs()
     splits_phases = True
     roles: Mapping[PoolName, Role] = {PoolName("p"): Role.PREFILL, PoolName("d"): Role.DECODE}
 
