@@ -66,10 +66,8 @@ class ReplicaViews:
 
     def _latencies(self, now_ps: int) -> dict[int, tuple[float | None, float | None]]:
         """By replica: P99 of the TTFTs and of the mean gaps between tokens that the last minute brought."""
-        first, last = (
-            int(np.searchsorted(self._arrivals, now_ps - round(back_s * PS_PER_S), side))
-            for back_s, side in ((CAME_WITHIN_S, "left"), (0.0, "right"))
-        )
+        first = int(np.searchsorted(self._arrivals, now_ps - round(CAME_WITHIN_S * PS_PER_S)))
+        last = int(np.searchsorted(self._arrivals, now_ps, "right"))
         came = slice(first, last)
         columns = self._columns
         number = np.array(columns.replica[came])

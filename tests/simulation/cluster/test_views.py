@@ -49,12 +49,17 @@ def test_queue_cache_power_and_latencies_are_those_of_the_replica(engine: Engine
     seen = dict(watched(engine, ALL, Request("a", 0.5, 1000, 11), Request("b", 1.999, 4000, 40)))
     idle, after_a, in_b = seen[0.0], seen[1.0], seen[2.0]
     assert (idle.kv_used_ratio, idle.queued_tokens, idle.ttft_p99_s, idle.power_w) == (0.0, 0, None, None)
-    assert after_a.power_w is not None and after_a.power_w > 8 * PROFILE.gpu.idle_w
-    assert after_a.ttft_p99_s is not None and 0.02 < after_a.ttft_p99_s < 0.2
-    assert after_a.tbt_p99_s is not None and 0.005 < after_a.tbt_p99_s < 0.1
-    assert in_b.queued_tokens is not None and 0 < in_b.queued_tokens <= 4000
+    assert after_a.power_w is not None
+    assert after_a.power_w > 8 * PROFILE.gpu.idle_w
+    assert after_a.ttft_p99_s is not None
+    assert 0.02 < after_a.ttft_p99_s < 0.2
+    assert after_a.tbt_p99_s is not None
+    assert 0.005 < after_a.tbt_p99_s < 0.1
+    assert in_b.queued_tokens is not None
+    assert 0 < in_b.queued_tokens <= 4000
     assert in_b.tightest_slack_s == pytest.approx(2.0 - 0.001)
-    assert in_b.kv_used_ratio is not None and in_b.kv_used_ratio > 0
+    assert in_b.kv_used_ratio is not None
+    assert in_b.kv_used_ratio > 0
 
 
 @BOTH
