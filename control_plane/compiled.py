@@ -1,4 +1,4 @@
-"""The one door to numba: a typed `compiled` decorator; machine code is cached on disk between processes.
+"""The only module that imports numba: a typed `compiled` decorator; machine code is cached on disk between processes.
 
 Where no folder can be written for the cache (a read-only install without a home folder), every process compiles anew.
 """

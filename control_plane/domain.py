@@ -250,6 +250,13 @@ class ReplicaView:
         return self.state in (ReplicaState.STARTING, ReplicaState.READY)
 
 
+class IdleGpus(StrEnum):
+    """What GPUs cost that no replica holds."""
+
+    RELEASED = "released"
+    CHARGED = "charged"
+
+
 @dataclass(frozen=True, slots=True)
 class QueuedPrompt:
     """A request that waits for its first token, as the replica's queue holds it."""
