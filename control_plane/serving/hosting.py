@@ -9,16 +9,11 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from control_plane.actions import SetGpuBudget, Step
-from control_plane.domain import (
-    ClusterSnapshot,
-    PoolName,
-    PoolSnapshot,
-    ReplicaId,
-    ReplicaView,
-)
+from control_plane.domain import PoolName, ReplicaId, ReplicaView
 from control_plane.serving.load_forecast import Arrival, Forecast
 from control_plane.serving.policy import Needs, Policy, RoutedRequest
 from control_plane.serving.routing import Candidate, Route
+from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
 from control_plane.settings import PoolSettings
 
 
@@ -31,6 +26,8 @@ class RouterHost:
         self._sees_slo = policy.needs.request_slo
         self._keep_arrivals = keep_arrivals
         self._arrivals: list[Arrival] = []
+        self._learns_lengths = policy.needs.recent
+        self._finished: list[int] = []
 
     def admit(self, now_s: float, request: RoutedRequest) -> float:
         """Note an arrival once it is certain that it will be served; returns its expected output tokens."""
@@ -58,7 +55,16 @@ class RouterHost:
     def first_token(self, key: Hashable, replica_id: ReplicaId) -> None:
         self._router.first_token(key, replica_id)
 
+    def take_finished(self) -> list[int]:
+        """Output tokens of the answers completed since the last call; nothing unless the policy needs the past."""
+        taken, self._finished = self._finished, []
+        return taken
+
     def ended(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
+        if self._learns_lengths:
+            self._finished.append(output_tokens)
+            if len(self._finished) > self._keep_arrivals:
+                del self._finished[: self._keep_arrivals // 2]
         self._router.ended(key, replica_id, input_tokens, output_tokens)
 
     def dropped(self, key: Hashable, replica_id: ReplicaId) -> None:
@@ -137,7 +143,7 @@ class ClusterHost:
     def step(self, now_s: float, gpus: int, forecast: Forecast) -> Step:
         """Plan for the GPUs that are really there; ``budgets`` follow the step's actions."""
         by_pool = {pool.pool: forecast.upper.only(pool.input_classes) for pool in self._pools}
-        step = self._controller.step(ClusterSnapshot(now_s, gpus, by_pool, self._budgets))
+        step = self._controller.step(ClusterSnapshot(now_s, gpus, by_pool, self._budgets, forecast.recent))
         for action in step.actions:
             if isinstance(action, SetGpuBudget):
                 self._budgets[action.pool] = action.gpus

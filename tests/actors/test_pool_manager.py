@@ -8,7 +8,7 @@ from actors.messages import Held, Orders, ReplicaReport
 from actors.peers import PeerAwayError
 from actors.pool_manager import FORECAST_STALE_S, PoolManager, PoolRules
 from control_plane.actions import Action, SetFrequency, SetGovernor, SetGpuBudget, SetPowerLimit, SetReplicas, Step
-from control_plane.domain import ClassLoad, InputClass, Load, PoolName, PoolSnapshot, ReplicaId, ReplicaState, Role
+from control_plane.domain import ClassLoad, InputClass, Load, PoolName, ReplicaId, ReplicaState, Role
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.leases import Hold
 from control_plane.serving.hosting import PoolHost
@@ -16,6 +16,7 @@ from control_plane.serving.load_forecast import Forecast
 from control_plane.serving.policies.registry import make_policy
 from control_plane.serving.policies.wattray import WattrayPolicy
 from control_plane.serving.policy import PoolController, Site
+from control_plane.serving.snapshots import PoolSnapshot
 from control_plane.settings import Settings
 
 PROFILE = RooflineProfile()

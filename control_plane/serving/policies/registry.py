@@ -3,12 +3,21 @@
 import difflib
 from collections.abc import Callable, Mapping
 
+from control_plane.serving.policies.phases_apart import PhasesApart
 from control_plane.serving.policies.single_pool import SinglePoolPolicy
 from control_plane.serving.policies.wattray import WattrayPolicy
 from control_plane.serving.policy import Policy, Site
 
+
+def phases_apart(site: Site) -> Policy:
+    if site.hand_over is None:
+        raise ValueError("phases-apart needs engines that hand KV caches over")
+    return PhasesApart(site, site.hand_over)
+
+
 POLICIES: Mapping[str, Callable[[Site], Policy]] = {
     "wattray": WattrayPolicy,
+    "phases-apart": phases_apart,
     "single-pool": SinglePoolPolicy.filling,
 }
 

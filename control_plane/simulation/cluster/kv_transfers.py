@@ -1,8 +1,9 @@
 """KV caches on their way from prefill to decode replicas.
 
-A replica sends one cache at a time and receives one at a time: a transfer begins when both its ends are free, in the
-order in which prefills end, and takes the whole link. Replicas on the same node use NVLink, others the network adapter;
-the two links of a replica do not wait for each other. The event loop holds what is on its way and says when it arrived.
+A replica's link is a queue at each end: it sends one cache after the other and receives one after the other, in the
+order in which prefills end, each at the link's full rate. A cache is received while it is sent; one that waits for its
+receiver does not keep the sender's next one from leaving, as networks that share a link among flows behave. Replicas on
+the same node use NVLink, others the network adapter; the two do not wait for each other. The event loop holds what is on its way and says when it arrived.
 """
 
 from dataclasses import dataclass
@@ -66,16 +67,17 @@ class KvTransfers:
 
     def _arrival_ps(self, position: int, source: int, target: Hosted, now_ps: int) -> int:
         """When the KV cache of a prompt arrives that was prefilled just now, at least 1 ps later; books both ends of
-        the link until then, but for the latency."""
+        the link for it."""
         times = self._times
         inside = self._inside_a_node(source, target)
         bytes_per_s = times.kv_node_bytes_per_s if inside else times.kv_link_bytes_per_s
         whole_ps = round(self._inputs[position] * times.kv_bytes_per_token / bytes_per_s * PS_PER_S)
         sender, receiver = (source, _SENDS, inside), (target.number, _RECEIVES, inside)
         ready_ps = self._columns.started_ps[position] if times.kv_streamed else now_ps
-        begins_ps = max(ready_ps, self._free_ps.get(sender, 0), self._free_ps.get(receiver, 0))
-        ends_ps = max(begins_ps + whole_ps, now_ps + whole_ps // times.kv_layers)
-        self._free_ps[sender] = self._free_ps[receiver] = ends_ps
+        sent_ps = max(ready_ps, self._free_ps.get(sender, 0)) + whole_ps
+        received_ps = max(sent_ps, self._free_ps.get(receiver, 0) + whole_ps)
+        self._free_ps[sender], self._free_ps[receiver] = sent_ps, received_ps
+        ends_ps = max(received_ps, now_ps + whole_ps // times.kv_layers)
         return max(now_ps + 1, ends_ps + round(times.kv_latency_s * PS_PER_S))
 
     def _inside_a_node(self, source: int, target: Hosted) -> bool:
