@@ -42,7 +42,7 @@ class LimitShares:
 
 
 class DecodeGovernor:
-    """The lowest clock at which the next iteration takes no longer than ``limit_s``, everybody who waits included. 
+    """The lowest clock at which the next iteration takes no longer than ``limit_s``, everybody who waits included.
     As a batch fills up from ``full_at`` requests to ``most``, the clock rises to the highest: it is about to have no
     room for the next."""
 

@@ -5,13 +5,11 @@ prefilled request goes to the first decode replica by number that has room for i
 link: packed like this few replicas decode and the others can be stopped.
 """
 
-from collections import deque
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from control_plane.domain import InputClass, PoolName, ReplicaId
+from control_plane.domain import InputClass, PoolName, ReplicaId, Slo
 from control_plane.serving.length_predictor import LengthTable
 from control_plane.serving.policy import HandOver, RoutedRequest
 from control_plane.serving.routing import Candidate, Route
@@ -28,11 +26,9 @@ class PhaseRules:
     grown_tokens: float = 400.0
     """By how much a request's context is expected to grow at most."""
     most_kv_ratio: float = 0.9
-    link_share: float = 0.6
-    """Of the time that the answer's gaps allow, the wait for the link may take so much."""
-    usual_gap_s: float = 0.05
-    short_quantile: float = 0.03
-    most_link_wait_s: float = 0.15
+    link_share: float = 0.5
+    """Of the time that is left until its TTFT limit, a request may wait for the link so much."""
+    most_link_wait_s: float = 0.3
 
 
 @dataclass(slots=True)
@@ -46,17 +42,15 @@ class _Decoding:
 class PhaseRouter:
     """Implements ``policy.Router`` for phases apart."""
 
-    def __init__(self, rules: PhaseRules, hand_over: HandOver, kv_tokens: Mapping[PoolName, int]) -> None:
+    def __init__(self, rules: PhaseRules, hand_over: HandOver, slo: Slo, kv_tokens: Mapping[PoolName, int]) -> None:
         """``kv_tokens``: of a replica, by pool."""
-        self._rules, self._kv_tokens = rules, kv_tokens
+        self._rules, self._slo, self._kv_tokens = rules, slo, kv_tokens
         self._token_s = hand_over.bytes_per_token / hand_over.link_bytes_per_s
         self._lengths = LengthTable()
         self._queued: dict[ReplicaId, int] = {}
         self._decoding: dict[ReplicaId, _Decoding] = {}
-        self._prefilling: dict[Hashable, tuple[ReplicaId, int]] = {}
+        self._prefilling: dict[Hashable, tuple[ReplicaId, int, float]] = {}
         self._decodes: dict[Hashable, tuple[ReplicaId, float]] = {}
-        self._outputs: deque[int] = deque(maxlen=1000)
-        self._link_wait_s, self._learnt = 0.0, 0
         self._grouped: Sequence[Candidate] = ()
         self._by_class: dict[InputClass, list[tuple[int, Candidate]]] = {}
         self._decoders: Sequence[Candidate] = ()
@@ -66,7 +60,6 @@ class PhaseRouter:
         return self._lengths.expected_tokens(input_tokens, max_tokens)
 
     def route(self, now_s: float, request: RoutedRequest, candidates: Sequence[Candidate]) -> Route | None:
-        del now_s
         if candidates is not self._grouped:
             self._group(candidates)
         best: Candidate | None = None
@@ -80,19 +73,19 @@ class PhaseRouter:
             return None
         replica_id, tokens = best.replica_id, request.input_tokens
         queued[replica_id] = queued.get(replica_id, 0) + tokens
-        self._prefilling[request.key] = replica_id, tokens
+        self._prefilling[request.key] = replica_id, tokens, now_s + self._slo.ttft_s(InputClass.of(tokens))
         return Route(best.pool, replica_id, False, best.base_s + (least + tokens) * best.token_s)
 
     def route_decode(
         self, now_s: float, key: Hashable, input_tokens: int, candidates: Sequence[Candidate]
     ) -> ReplicaId | None:
-        self._prefilled(key)
+        limit_s = self._prefilled(key)
         if candidates is not self._decoders:
             self._decoders = candidates
             ordered = sorted(candidates, key=lambda candidate: _number(candidate.replica_id))
             most = self._rules.most_kv_ratio
             self._in_order = [(c.replica_id, most * self._kv_tokens[c.pool]) for c in ordered]
-        chosen = self._decoder(now_s, input_tokens)
+        chosen = self._decoder(now_s, input_tokens, limit_s)
         if chosen is None:
             return None
         account = self._decoding[chosen]
@@ -109,13 +102,6 @@ class PhaseRouter:
     def ended(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
         self.dropped(key, replica_id)
         self._lengths.learn(input_tokens, output_tokens)
-        self._outputs.append(output_tokens)
-        self._learnt += 1
-        if self._learnt % 200 == 0:
-            rules = self._rules
-            shortest = float(np.quantile(self._outputs, rules.short_quantile))
-            allowed_s = rules.link_share * (shortest - 1) * rules.usual_gap_s - 0.03
-            self._link_wait_s = min(max(allowed_s, 0.0), rules.most_link_wait_s)
 
     def dropped(self, key: Hashable, replica_id: ReplicaId) -> None:
         self._prefilled(key)
@@ -131,28 +117,34 @@ class PhaseRouter:
         self._queued = {r: tokens for r, tokens in self._queued.items() if r in keep or tokens}
         self._decoding = {r: account for r, account in self._decoding.items() if r in keep or account.requests}
 
-    def _prefilled(self, key: Hashable) -> None:
+    def _prefilled(self, key: Hashable) -> float:
+        """Until when the first token is due; 0 where that is not known."""
         prefilling = self._prefilling.pop(key, None)
-        if prefilling is not None:
-            self._queued[prefilling[0]] -= prefilling[1]
+        if prefilling is None:
+            return 0.0
+        self._queued[prefilling[0]] -= prefilling[1]
+        return prefilling[2]
 
-    def _decoder(self, now_s: float, input_tokens: int) -> ReplicaId | None:
-        """The first with room; where none has any, the one whose link is free first."""
+    def _decoder(self, now_s: float, input_tokens: int, limit_s: float) -> ReplicaId | None:
+        """The first with room; where none has any, the least loaded of those whose link is free in time, else the one
+        whose link is free first."""
         rules, accounts = self._rules, self._decoding
         needed = input_tokens + rules.grown_tokens
-        soonest: ReplicaId | None = None
-        soonest_s = float("inf")
-        latest_s = now_s + self._link_wait_s
+        latest_s = now_s + min(rules.most_link_wait_s, max(0.0, rules.link_share * (limit_s - now_s)))
+        least: ReplicaId | None = None
+        least_rank = (True, math.inf)
         for replica_id, room in self._in_order:
             account = accounts.get(replica_id)
             if account is None:
                 account = accounts[replica_id] = _Decoding()
             free_s = account.link_free_s
-            if free_s <= latest_s and account.requests < rules.most_decoding and account.tokens + needed <= room:
+            in_time = free_s <= latest_s
+            if in_time and account.requests < rules.most_decoding and account.tokens + needed <= room:
                 return replica_id
-            if free_s < soonest_s:
-                soonest, soonest_s = replica_id, free_s
-        return soonest
+            rank = (False, account.tokens / room) if in_time else (True, free_s)
+            if rank < least_rank:
+                least, least_rank = replica_id, rank
+        return least
 
     def _group(self, candidates: Sequence[Candidate]) -> None:
         self._grouped = candidates

@@ -32,8 +32,9 @@ LONG_FROM_TOKENS = 1024
 # Chosen on the Azure 2023 traces, simulated with llama2-70b-h100-current; the same for every trace.
 LEAST_MHZ = {SHORT: 1395, LONG: 990, DECODE: 990}
 LIMIT_SHARES = LimitShares(shorter=0.5, long=0.7)
+TPS = {SHORT: 4, LONG: 4, DECODE: 4}
 TBT_SHARE = 0.8
-FULL_AT, MOST_DECODING = 185, 230
+PACKED, FULL_AT, MOST_DECODING = 200, 205, 240
 OWN_S = {SHORT: 0.01, LONG: 0.02}
 WAIT_SHARE = {SHORT: 0.6, LONG: 0.65}
 LATE_SHARE = {SHORT: 0.006, LONG: 0.003}
@@ -52,22 +53,29 @@ class PhasesApart:
         PoolSettings(name=DECODE, input_classes=tuple(InputClass)),
     )
 
-    def __init__(self, site: Site, hand_over: HandOver, tp: int = 4) -> None:
-        self._site, self._hand_over, self._tp = site, hand_over, tp
-        self._costs = clock_costs(site.profile, tp)
+    def __init__(self, site: Site, hand_over: HandOver) -> None:
+        self._site, self._hand_over = site, hand_over
+        self._costs = {tp: clock_costs(site.profile, tp) for tp in set(TPS.values())}
         roles = {SHORT: Role.PREFILL, LONG: Role.PREFILL, DECODE: Role.DECODE}
-        self._sized = {pool: SizedPool(pool, tp, role) for pool, role in roles.items()}
+        self._sized = {pool: SizedPool(pool, TPS[pool], role) for pool, role in roles.items()}
 
     def router(self) -> Router:
         handicaps = {(LONG, name): 1_000 for name in SHORTER_CLASSES} | {(SHORT, InputClass.LONG): 20_000}
-        kv_tokens = self._site.profile.limits(self._tp).kv_tokens
-        return PhaseRouter(PhaseRules(handicaps, MOST_DECODING), self._hand_over, dict.fromkeys(self._sized, kv_tokens))
+        kv_tokens = {pool: self._site.profile.limits(TPS[pool]).kv_tokens for pool in self._sized}
+        return PhaseRouter(
+            PhaseRules(handicaps, PACKED),
+            self._hand_over,
+            self._site.profile.slo,
+            kv_tokens,
+        )
 
     def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:
-        costs = self._costs if tp == self._tp else clock_costs(self._site.profile, tp)
+        costs = self._costs[tp]
         settle_s = self._site.profile.gpu.settle_ns * 1e-9
         if role is Role.DECODE:
-            return DecodeGovernor(costs, LEAST_MHZ[DECODE], TBT_SHARE * self._site.profile.slo.tbt_s, FULL_AT, MOST_DECODING)
+            return DecodeGovernor(
+                costs, LEAST_MHZ[DECODE], TBT_SHARE * self._site.profile.slo.tbt_s, FULL_AT, MOST_DECODING
+            )
         return PrefillGovernor(costs, LEAST_MHZ[pool], LIMIT_SHARES, settle_s)
 
     def pool(self, pool: PoolName) -> PoolController:
@@ -75,7 +83,7 @@ class PhasesApart:
 
     def cluster(self) -> ClusterController:
         slo = self._site.profile.slo
-        rate = self._costs[-1].prefill_rate
+        rates = {pool: self._costs[TPS[pool]][-1].prefill_rate for pool in (SHORT, LONG)}
         limits = {
             SHORT: ((0.0, 256.0, slo.ttft_short_s), (256.0, math.inf, slo.ttft_medium_s)),
             LONG: ((0.0, math.inf, slo.ttft_long_s),),
@@ -91,7 +99,7 @@ class PhasesApart:
         sizer = PhaseSizer(
             {SHORT: (0.0, LONG_FROM_TOKENS), LONG: (LONG_FROM_TOKENS, math.inf)},
             needs,
-            dict.fromkeys(needs, rate),
+            rates,
             DECODE,
             self._hand_over.link_bytes_per_s / self._hand_over.bytes_per_token,
             BurstRule(),
