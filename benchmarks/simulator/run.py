@@ -68,7 +68,7 @@ class RoundRobin:
     ) -> ReplicaId | None:
         raise NotImplementedError("phases are together")
 
-    def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
+    def first_token(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
         pass
 
     def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:

@@ -2,7 +2,8 @@
 
 from array import array
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -14,15 +15,30 @@ OUTPUTS_KEPT = 2_000
 """Completed answers whose lengths are remembered: enough for a 3 % quantile."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What became of some requests."""
+
+    answered: int = 0
+    """First tokens that clients have got."""
+    late: int = 0
+    """Of them, those after their TTFT limit."""
+    finished_tokens: Sequence[int] = ()
+    """Lengths of the answers that were completed."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrivals:
     """Requests in order of arrival. ``output_tokens`` are predicted; ``finished_tokens`` are the true lengths of the
-    last answers that were completed, in no order that matters."""
+    last answers that were completed, in no order that matters. ``answered`` and ``late`` count first tokens since the
+    log began."""
 
     at_s: Floats
     input_tokens: Floats
     output_tokens: Floats
     finished_tokens: Floats
+    answered: int = 0
+    late: int = 0
 
     def __len__(self) -> int:
         return len(self.at_s)
@@ -36,10 +52,18 @@ class Arrivals:
         """Those that came in [from_s, to_s)."""
         first, last = np.searchsorted(self.at_s, (from_s, to_s))
         part = slice(int(first), int(last))
-        return Arrivals(self.at_s[part], self.input_tokens[part], self.output_tokens[part], self.finished_tokens)
+        return replace(
+            self, at_s=self.at_s[part], input_tokens=self.input_tokens[part], output_tokens=self.output_tokens[part]
+        )
 
     def where(self, mask: NDArray[np.bool_]) -> "Arrivals":
-        return Arrivals(self.at_s[mask], self.input_tokens[mask], self.output_tokens[mask], self.finished_tokens)
+        return replace(
+            self, at_s=self.at_s[mask], input_tokens=self.input_tokens[mask], output_tokens=self.output_tokens[mask]
+        )
+
+    def faster(self, factor: float) -> "Arrivals":
+        """The same requests in so many times less time."""
+        return replace(self, at_s=self.at_s / factor)
 
 
 class ArrivalLog:
@@ -48,6 +72,7 @@ class ArrivalLog:
     def __init__(self, keep_s: float = 3600.0) -> None:
         self._keep_s = keep_s
         self._at_s, self._inputs, self._outputs = array("d"), array("d"), array("d")
+        self._answered = self._late = 0
         self._finished: deque[int] = deque(maxlen=OUTPUTS_KEPT)
 
     def add(self, at_s: float, input_tokens: int, output_tokens: float) -> None:
@@ -56,9 +81,10 @@ class ArrivalLog:
         self._inputs.append(input_tokens)
         self._outputs.append(output_tokens)
 
-    def finished(self, output_tokens: int) -> None:
-        """An answer was completed with so many tokens."""
-        self._finished.append(output_tokens)
+    def answers(self, answers: Answers) -> None:
+        self._answered += answers.answered
+        self._late += answers.late
+        self._finished.extend(answers.finished_tokens)
 
     def recent(self, now_s: float) -> Arrivals:
         """A copy of what came in the last ``keep_s``; older arrivals are forgotten."""
@@ -68,4 +94,5 @@ class ArrivalLog:
                 del column[:first]
             first = 0
         at_s, inputs, outputs = (np.array(column[first:]) for column in (self._at_s, self._inputs, self._outputs))
-        return Arrivals(at_s, inputs, outputs, np.array(self._finished, np.float64))
+        finished = np.array(self._finished, np.float64)
+        return Arrivals(at_s, inputs, outputs, finished, self._answered, self._late)

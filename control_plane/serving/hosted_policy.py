@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from control_plane.actions import Action, SetReplicas, Step
-from control_plane.domain import Load, PoolName, ReplicaId, ReplicaView, Role
+from control_plane.domain import Load, PoolName, ReplicaId, ReplicaView, Role, Slo
 from control_plane.serving.arrival_log import ArrivalLog
 from control_plane.serving.hosting import ClusterHost, PoolHost, RouterHost
 from control_plane.serving.load_forecast import Forecast, WindowForecaster
@@ -23,11 +23,18 @@ MAX_TOKENS = 4096
 class HostedPolicy:
     """Implements ``simulation.fleet.Fleet`` for any policy."""
 
-    def __init__(self, policy: Policy, settings: ForecastSettings, gpus: int, first_load: Load | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        settings: ForecastSettings,
+        gpus: int,
+        first_load: Load | None = None,
+        slo: Slo | None = None,
+    ) -> None:
         """``gpus`` are all that the cluster has; ``first_load`` is what it should be ready for at once."""
         self._policy, self._gpus = policy, gpus
         self._first_load = first_load or Load()
-        self._router = RouterHost(policy)
+        self._router = RouterHost(policy, slo=slo)
         self._pools = {pool.pool: PoolHost(policy, pool.pool) for pool in policy.pools}
         self._cluster = ClusterHost(policy)
         self._log = ArrivalLog()
@@ -68,8 +75,8 @@ class HostedPolicy:
     ) -> ReplicaId | None:
         return self._router.route_decode(now_s, request_id, input_tokens, candidates)
 
-    def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
-        self._router.first_token(request_id, replica_id)
+    def first_token(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
+        self._router.first_token(request_id, replica_id, input_tokens, ttft_s)
 
     def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
         self._router.ended(request_id, replica_id, input_tokens, output_tokens)
@@ -97,8 +104,7 @@ class HostedPolicy:
             add = self._log.add
             for at_s, input_tokens, output_tokens in arrivals:
                 add(at_s, input_tokens, output_tokens)
-            for tokens in self._router.take_finished():
-                self._log.finished(tokens)
+            self._log.answers(self._router.take_answers())
             if self._cluster.due(now_s, self._gpus):
                 forecast = replace(forecast, recent=self._log.recent(now_s))
         return forecast

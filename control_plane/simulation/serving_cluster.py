@@ -123,7 +123,9 @@ class SimulatedCluster:
         self._roomy = most_tokens <= min(t.limits.kv_tokens for t in self._tables.values())
         self._loop = loop = self._make_loop(trace)
         learns_nothing = self._self_routing is not None
-        self._asked = AskedFleet(self._fleet, trace, self._replicas.names, self._policy_clock_s, learns_nothing)
+        self._asked = AskedFleet(
+            self._fleet, trace, self._columns, self._replicas.names, self._policy_clock_s, learns_nothing
+        )
         self._scaling = Scaling(
             self._tables,
             self._times,

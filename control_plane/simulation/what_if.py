@@ -46,7 +46,7 @@ def hosted_policy(
     hand_over = HandOver(times.kv_bytes_per_token, times.kv_link_bytes_per_s)
     planning = profile.with_slo(settings.planning_slo())
     site = Site(settings, planning, gpus, idle_gpu_w, hint, arrivals, hand_over)
-    return HostedPolicy(make_policy(name, site), forecast, gpus, hint)
+    return HostedPolicy(make_policy(name, site), forecast, gpus, hint, settings.slo.slo())
 
 
 def simulate_wattray(

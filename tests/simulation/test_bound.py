@@ -72,7 +72,7 @@ class FrugalFleet:
         self._load[chosen.replica_id] = load[chosen.replica_id] + 1
         return chosen
 
-    def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
+    def first_token(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
         pass
 
     def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:

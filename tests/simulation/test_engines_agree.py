@@ -83,7 +83,7 @@ class ErraticFleet:
         self.log.append(("route", request_id, chosen.replica_id))
         return chosen.pool, chosen.replica_id
 
-    def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
+    def first_token(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
         self.log.append(("first", request_id, replica_id))
 
     def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:

@@ -30,7 +30,7 @@ SHORTER_CLASSES = (InputClass.SHORT, InputClass.MEDIUM)
 LONG_FROM_TOKENS = 1024
 
 # Chosen on the Azure 2023 traces, simulated with llama2-70b-h100-current; the same for every trace.
-LEAST_MHZ = {SHORT: 1395, LONG: 990, DECODE: 990}
+LEAST_MHZ = {SHORT: 1200, LONG: 990, DECODE: 990}
 LIMIT_SHARES = LimitShares(shorter=0.5, long=0.7)
 TPS = {SHORT: 4, LONG: 4, DECODE: 4}
 TBT_SHARE = 0.8
