@@ -70,20 +70,22 @@ def _holds(demand: Demand, rate: float) -> bool:
 def dispersion(at_s: Floats, work: Floats, bin_s: float = 30.0, block_s: float = 600.0) -> float:
     """The index of dispersion of the work that arrives, over that of a Poisson stream of the same requests: 1 for
     independent arrivals, more for bursts. The mean over blocks, so that a slow change of the load does not count; 1
-    where there is less than a block."""
+    where there is next to nothing."""
     if len(at_s) < 2:
         return 1.0
-    per_block = round(block_s / bin_s)
-    start_s = float(at_s[-1]) - block_s * math.floor((at_s[-1] - at_s[0]) / block_s)
-    inside = at_s >= start_s
-    sums = np.bincount(((at_s[inside] - start_s) / bin_s).astype(np.int64), work[inside])
-    blocks = sums[: len(sums) // per_block * per_block].reshape(-1, per_block)
-    blocks = blocks[blocks.sum(axis=1) > 0]
-    if len(blocks) == 0:
+    span_s = float(at_s[-1] - at_s[0])
+    blocks = max(1, math.floor(span_s / block_s))
+    bins = round(min(block_s, span_s) / bin_s)
+    if bins < 2:
         return 1.0
+    start_s = float(at_s[-1]) - blocks * bins * bin_s
+    ages = ((at_s - start_s) / bin_s).astype(np.int64)
+    inside = (at_s > start_s) & (ages < blocks * bins)
+    sums = np.bincount(ages[inside], work[inside], minlength=blocks * bins).reshape(blocks, bins)
+    sums = sums[sums.sum(axis=1) > 0]
     of_one = float(np.mean(work * work) / np.mean(work))
-    means = blocks.mean(axis=1)
-    return float(np.mean(blocks.var(axis=1) / (means * of_one)))
+    means = sums.mean(axis=1)
+    return float(np.mean(sums.var(axis=1) / (means * of_one)))
 
 
 def peak_rate(at_s: Floats, work: Floats, bin_s: float) -> float:

@@ -21,6 +21,10 @@ class PhaseRules:
 
     handicap_tokens: Mapping[tuple[PoolName, InputClass], int]
     """Queued tokens that a pool counts more for a request of a class that is not its own."""
+    hopeless_ratio: float = 0.95
+    """A prompt that would take longer than this share of its TTFT limit at full clock gives way to others."""
+    most_overflow_s: float = 20.0
+    """Work that is put before one replica at most."""
     most_decoding: int = 200
     """Requests in a decode replica's batch."""
     grown_tokens: float = 400.0
@@ -71,9 +75,13 @@ class PhaseRouter:
                 best, least = candidate, ahead
         if best is None:
             return None
-        replica_id, tokens = best.replica_id, request.input_tokens
+        tokens = request.input_tokens
+        limit_s = self._slo.ttft_s(InputClass.of(tokens))
+        if best.base_s + (least + tokens) * best.token_s > self._rules.hopeless_ratio * limit_s:
+            best = self._overflow(tokens, best)
+        replica_id = best.replica_id
         queued[replica_id] = queued.get(replica_id, 0) + tokens
-        self._prefilling[request.key] = replica_id, tokens, now_s + self._slo.ttft_s(InputClass.of(tokens))
+        self._prefilling[request.key] = replica_id, tokens, now_s + limit_s
         return Route(best.pool, replica_id, False, best.base_s + (least + tokens) * best.token_s)
 
     def route_decode(
@@ -95,6 +103,16 @@ class PhaseRouter:
         account.link_free_s = max(now_s, account.link_free_s) + input_tokens * self._token_s
         self._decodes[key] = chosen, tokens
         return chosen
+
+    def _overflow(self, tokens: int, otherwise: Candidate) -> Candidate:
+        """For a request that will be late wherever it goes: the replica of its pool that has most to do, so that the
+        others can keep the limits of those that come next. Shared by turns, every request of an overload is late."""
+        queued, fullest, most = self._queued, otherwise, -1
+        for handicap, candidate in self._by_class[InputClass.of(tokens)]:
+            ahead = queued.get(candidate.replica_id, 0)
+            if handicap == 0 and most < ahead and ahead * candidate.token_s < self._rules.most_overflow_s:
+                fullest, most = candidate, ahead
+        return fullest
 
     def first_token(self, key: Hashable, replica_id: ReplicaId) -> None:
         pass

@@ -63,7 +63,7 @@ class PhasesApart:
         handicaps = {(LONG, name): 1_000 for name in SHORTER_CLASSES} | {(SHORT, InputClass.LONG): 20_000}
         kv_tokens = {pool: self._site.profile.limits(TPS[pool]).kv_tokens for pool in self._sized}
         return PhaseRouter(
-            PhaseRules(handicaps, PACKED),
+            PhaseRules(handicaps, most_decoding=PACKED),
             self._hand_over,
             self._site.profile.slo,
             kv_tokens,
