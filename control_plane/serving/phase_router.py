@@ -21,7 +21,7 @@ class PhaseRules:
 
     handicap_tokens: Mapping[tuple[PoolName, InputClass], int]
     """Queued tokens that a pool counts more for a request of a class that is not its own."""
-    hopeless_ratio: float = 0.95
+    hopeless_ratio: float = 0.85
     """A prompt that would take longer than this share of its TTFT limit at full clock gives way to others."""
     most_overflow_s: float = 20.0
     """Work that is put before one replica at most."""

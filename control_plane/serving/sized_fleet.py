@@ -113,7 +113,7 @@ class Margin:
     """
 
     def __init__(
-        self, target: float = 0.004, step: float = 0.004, least: float = 0.85, most: float = 1.6, worst: float = 25.0
+        self, target: float = 0.004, step: float = 0.004, least: float = 0.95, most: float = 1.6, worst: float = 25.0
     ) -> None:
         """``worst``: of a minute in which more were late than so many times the target, this is learnt."""
         self._target, self._step, self._least, self._most, self._worst = target, step, least, most, worst
@@ -144,8 +144,8 @@ class BurstRule:
     """How much faster than recorded the last minutes are replayed: 1.05 for steady arrivals, more for bursty ones."""
 
     least: float = 1.05
-    per_log: float = 0.10
-    most: float = 1.7
+    per_log: float = 0.05
+    most: float = 1.5
 
     def factor(self, idc: float) -> float:
         return min(self.most, self.least + self.per_log * math.log1p(idc))
@@ -165,10 +165,12 @@ class PhaseSizer:
         gap_s: float = 0.045,
         decoding_each: float = 170.0,
         link_use: float = 0.6,
+        decode_factor: float = 1.15,
     ) -> None:
         """``classes``: the input tokens [from, to) of each prefill pool."""
         self._classes, self._needs, self._rates, self._decode = classes, needs, prefill_rates, decode
         self._link_rate, self._burst = link_rate, burst
+        self._decode_factor = decode_factor
         self._gap_s, self._decoding_each, self._link_use = gap_s, decoding_each, link_use
 
     def __call__(self, arrivals: Arrivals, now_s: float, margin: float) -> Mapping[PoolName, int]:
@@ -177,7 +179,8 @@ class PhaseSizer:
             return wants
         factor = self._burst.factor(dispersion(arrivals.at_s, arrivals.input_tokens))
         lately = arrivals.between(now_s - 600.0, math.inf)
-        for past in (lately.faster(factor * margin), arrivals.faster(margin)):
+        for recorded, faster in ((lately, factor), (arrivals, 1.0)):
+            past = recorded.faster(faster * margin)
             if len(past) == 0:
                 continue
             for pool, (least, below) in self._classes.items():
@@ -190,7 +193,8 @@ class PhaseSizer:
                     limits[(mine.input_tokens >= tokens) & (mine.input_tokens < upto)] += limit_s
                 demand = Demand(mine.at_s, mine.input_tokens, limits, need.late_share, need.max_use)
                 wants[pool] = max(wants[pool], fewest_servers(demand, rate))
-            wants[self._decode] = max(wants[self._decode], self._decoders(past))
+            decoders = self._decoders(recorded.faster(max(1.0, margin) * self._decode_factor))
+            wants[self._decode] = max(wants[self._decode], decoders)
         return wants
 
     def _decoders(self, past: Arrivals) -> int:

@@ -43,7 +43,8 @@ def hosted_policy(
         known.arrival_ps / PS_PER_S, inputs, np.full(len(inputs), float(EXPECTED_OUTPUT_TOKENS)), np.empty(0)
     )
     times = ClusterTimes()
-    hand_over = HandOver(times.kv_bytes_per_token, times.kv_link_bytes_per_s)
+    apart = settings.phases == "auto"
+    hand_over = HandOver(times.kv_bytes_per_token, times.kv_link_bytes_per_s) if apart else None
     planning = profile.with_slo(settings.planning_slo())
     site = Site(settings, planning, gpus, idle_gpu_w, hint, arrivals, hand_over)
     return HostedPolicy(make_policy(name, site), forecast, gpus, hint, settings.slo.slo())
@@ -52,7 +53,9 @@ def hosted_policy(
 def simulate_wattray(
     requests: Trace | Sequence[Request], settings: Settings, profile: MachineProfile, until_s: float | None = None
 ) -> Simulated:
-    """wattray on a trace and on all the serving GPUs of the settings, idle ones billed."""
+    """wattray on a trace and on all the serving GPUs of the settings, idle ones billed. Phases together: the engines
+    that run live hand nothing over."""
+    settings = settings.model_copy(update={"phases": "together"})
     trace = requests if isinstance(requests, Trace) else Trace.of(requests)
     gpus = settings.serving_gpus
     fleet = hosted_policy("wattray", trace, settings, profile, gpus, profile.gpu.idle_w)

@@ -8,9 +8,10 @@ at a clock that would break the limits of the requests that decode beside it.
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 from control_plane.domain import InputClass, PoolName, Role
-from control_plane.serving.clock_costs import clock_costs
+from control_plane.serving.clock_costs import clock_costs, efficient_mhz
 from control_plane.serving.governors import DecodeGovernor, LimitShares, PrefillGovernor
 from control_plane.serving.phase_router import PhaseRouter, PhaseRules
 from control_plane.serving.policy import ClusterController, Governor, HandOver, Needs, PoolController, Router, Site
@@ -30,7 +31,8 @@ SHORTER_CLASSES = (InputClass.SHORT, InputClass.MEDIUM)
 LONG_FROM_TOKENS = 1024
 
 # Chosen on the Azure 2023 traces, simulated with llama2-70b-h100-current; the same for every trace.
-LEAST_MHZ = {SHORT: 1200, LONG: 990, DECODE: 990}
+SHORT_CLOCK_RATIO = 1.2
+"""Short prompts keep a clock in reserve for those that come next: so many times the efficient one at least."""
 LIMIT_SHARES = LimitShares(shorter=0.5, long=0.7)
 TPS = {SHORT: 4, LONG: 4, DECODE: 4}
 TBT_SHARE = 0.8
@@ -39,6 +41,10 @@ OWN_S = {SHORT: 0.01, LONG: 0.02}
 WAIT_SHARE = {SHORT: 0.6, LONG: 0.65}
 LATE_SHARE = {SHORT: 0.006, LONG: 0.003}
 MAX_USE = {SHORT: 0.5, LONG: 0.70}
+
+
+class NoHandOverError(ValueError):
+    """The policy needs engines that hand KV caches over, and these do not."""
 
 
 class PhasesApart:
@@ -59,6 +65,16 @@ class PhasesApart:
         roles = {SHORT: Role.PREFILL, LONG: Role.PREFILL, DECODE: Role.DECODE}
         self._sized = {pool: SizedPool(pool, TPS[pool], role) for pool, role in roles.items()}
 
+    @classmethod
+    def at(cls, site: Site) -> Self:
+        """Raises NoHandOverError where engines hand nothing over."""
+        if site.hand_over is None:
+            raise NoHandOverError(
+                "policy phases-apart needs engines that hand KV caches over, and these do not; use policy wattray, "
+                "which then serves with combined replicas"
+            )
+        return cls(site, site.hand_over)
+
     def router(self) -> Router:
         handicaps = {(LONG, name): 1_000 for name in SHORTER_CLASSES} | {(SHORT, InputClass.LONG): 20_000}
         kv_tokens = {pool: self._site.profile.limits(TPS[pool]).kv_tokens for pool in self._sized}
@@ -70,13 +86,12 @@ class PhasesApart:
         )
 
     def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:
-        costs = self._costs[tp]
-        settle_s = self._site.profile.gpu.settle_ns * 1e-9
+        costs, profile = self._costs[tp], self._site.profile
+        least_mhz = efficient_mhz(profile, tp, profile.limits(tp).batch_tokens)
         if role is Role.DECODE:
-            return DecodeGovernor(
-                costs, LEAST_MHZ[DECODE], TBT_SHARE * self._site.profile.slo.tbt_s, FULL_AT, MOST_DECODING
-            )
-        return PrefillGovernor(costs, LEAST_MHZ[pool], LIMIT_SHARES, settle_s)
+            return DecodeGovernor(costs, least_mhz, TBT_SHARE * profile.slo.tbt_s, FULL_AT, MOST_DECODING)
+        least_mhz = round(least_mhz * SHORT_CLOCK_RATIO) if pool == SHORT else least_mhz
+        return PrefillGovernor(costs, least_mhz, LIMIT_SHARES, profile.gpu.settle_ns * 1e-9)
 
     def pool(self, pool: PoolName) -> PoolController:
         return BudgetPool(self._sized[pool])

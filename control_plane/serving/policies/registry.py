@@ -3,21 +3,16 @@
 import difflib
 from collections.abc import Callable, Mapping
 
+from control_plane.serving.policies.combined import CombinedPolicy
 from control_plane.serving.policies.phases_apart import PhasesApart
 from control_plane.serving.policies.single_pool import SinglePoolPolicy
-from control_plane.serving.policies.wattray import WattrayPolicy
+from control_plane.serving.policies.wattray import wattray
 from control_plane.serving.policy import Policy, Site
 
-
-def phases_apart(site: Site) -> Policy:
-    if site.hand_over is None:
-        raise ValueError("phases-apart needs engines that hand KV caches over")
-    return PhasesApart(site, site.hand_over)
-
-
 POLICIES: Mapping[str, Callable[[Site], Policy]] = {
-    "wattray": WattrayPolicy,
-    "phases-apart": phases_apart,
+    "wattray": wattray,
+    "combined": CombinedPolicy,
+    "phases-apart": PhasesApart.at,
     "single-pool": SinglePoolPolicy.filling,
 }
 

@@ -3,7 +3,8 @@
 A replica's link is a queue at each end: it sends one cache after the other and receives one after the other, in the
 order in which prefills end, each at the full rate. A cache is received while it is sent; one that waits for its
 receiver does not keep the sender's next one from leaving, as networks that share a link among flows behave. Replicas on
-the same node use NVLink, others the network adapter; the two do not wait for each other. The event loop holds what is on its way and says when it arrived.
+the same node use NVLink, others the network adapter; the two do not wait for each other. The event loop holds what
+is on its way and says when it arrived.
 """
 
 from dataclasses import dataclass
