@@ -27,6 +27,8 @@ LOOK_UP_WORK = 12_000
 """The same where a library exists: a fifth of a second at 4,000 operations."""
 STEADY_WORK = 300
 """Operations timed in the search for one setting per stage, for each that is chosen anew."""
+MOST_SWEEPS = 24
+"""Of one seed; small DAGs do not get better from more."""
 LIBRARY_PLANS = 32
 LIBRARY_WORK = 1_000_000
 """Operations chosen anew for a whole library: ten seconds or so."""
@@ -102,7 +104,7 @@ def _best_of(held: HeldProblem, seeds: Sequence[HeldPlan], deadline_s: float, wo
     """Search on from the cheapest seeds, and on from the best of these while it gets cheaper."""
     count = len(held.dag)
     seeds = sorted(seeds, key=lambda plan: plan.effective_j)[: max(1, min(4, work // (2 * count)))]
-    sweeps = max(1, work // (2 * count * len(seeds)))
+    sweeps = min(MOST_SWEEPS, max(1, work // (2 * count * len(seeds))))
     best = min((_improved(held, seed, deadline_s, sweeps) for seed in seeds), key=lambda plan: plan.effective_j)
     for _ in range(work // (2 * count * len(LEANINGS))):
         better = _improved(held, best, deadline_s, len(LEANINGS))

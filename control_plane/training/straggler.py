@@ -29,7 +29,7 @@ class DetectorSettings:
     margin_ratio: float = 0.03
     """A stage that is slower than planned by less is not worth another plan."""
     fast_allowance: float = 1.3
-    fast_threshold: float = 3.6
+    fast_threshold: float = 3.75
     """Finds a step of three standard deviations in three or four reports."""
     slow_allowance: float = 0.45
     slow_threshold: float = 18.0
