@@ -128,6 +128,7 @@ def _small_cases() -> None:
                     )
     print(f"\n{len(gaps)} cases: gap {np.mean(gaps):.3f} % on average, {max(gaps):.3f} % at most")
 
+
 def milp_bound_j(held: HeldProblem, deadline_s: float) -> float:
     """A lower bound on the effective energy of any plan that holds its settings and changes them in no time: the bound
     that HiGHS proves of a mixed-integer program in which the start of a run obliges the operations that follow."""
