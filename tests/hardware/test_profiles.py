@@ -45,7 +45,7 @@ def test_the_current_engine_is_the_default_and_goes_through_the_public_anchor() 
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ProfileError, match=r"unknown profile 'gpt'; known are llama2-70b-h100-current, .*llama8b-h200"):
+    with pytest.raises(ProfileError, match=r"unknown profile 'gpt'; known are llama2-70b-h100, .*llama8b-h200"):
         load_profile("gpt")
 
 
