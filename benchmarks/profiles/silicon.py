@@ -3,8 +3,12 @@
     python benchmarks/profiles/silicon.py [--backend vllm] [--system …] [--model …] [--every N] [-o rows.json]
 
 The rows are the package's own ``silicon_sample.csv``: TTFT and TPOT of aggregated serving. Each is played with as many
-requests in flight as it says, lengths between .8 and 1.0 of the stated ones, the opening burst included. Half of the
-rows (by id) fit one constant of host time per iteration; the table speaks of the other half.
+requests in flight as it says, lengths between .8 and 1.0 of the stated ones (fixed ones in the rows of NVIDIA's own
+runs, whose generator is not known: no TTFT is compared there), the opening burst included. Half of a cell's rows (by
+id) fit one constant of host time per iteration; the table speaks of the other half alone.
+
+Apart, and counted: rows in which requests queued for seconds, because the KV cache or a batch limit that the row does
+not tell was full; rows with data-parallel attention, whose labels fit no node; deployments of several workers.
 """
 
 import argparse
@@ -16,7 +20,7 @@ import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +37,8 @@ from wattray.step_database import EngineSpec, folder, step_times, system_spec  #
 
 BATCH_TOKENS = {"vllm": 8192, "trtllm": 8192, "sglang": 8192}
 BATCH_REQUESTS = 512
+QUEUED_S = 5.0
+"""A longer mean time to first token is a queue."""
 ROUNDS = 10
 """Requests sent, in multiples of the concurrency as the benchmark sends."""
 MODELS = {
@@ -66,6 +72,13 @@ class Row:
     attention_dp: int
     ttft_s: float
     tpot_s: float
+    spread: float
+    """Lengths lie between this share of the stated ones and the stated ones."""
+
+    @property
+    def known(self) -> bool:
+        """Whether the load generator's settings are known."""
+        return self.spread < 1.0
 
     @property
     def cell(self) -> tuple[str, str, str, str]:
@@ -87,6 +100,7 @@ class Played:
     kv_bound: float
     with_tpot_s: float = 0.0
     with_ttft_s: float = 0.0
+    constant_ms: float = 0.0
 
 
 def rows(backend: str, system: str | None, model: str | None) -> list[Row]:
@@ -98,6 +112,8 @@ def rows(backend: str, system: str | None, model: str | None) -> list[Row]:
             if (system and line["system"] != system) or (model and model not in line["model_path"]):
                 continue
             if not line["silicon_ttft_ms"] or int(float(line["pp_size"] or 1)) != 1:
+                continue
+            if "gtl_job_id" in line["silicon_data_source"]:
                 continue
             found.append(
                 Row(
@@ -116,6 +132,7 @@ def rows(backend: str, system: str | None, model: str | None) -> list[Row]:
                     _count(line["attention_dp_size"]) or 1,
                     float(line["silicon_ttft_ms"]) / 1e3,
                     float(line["silicon_tpot_ms"]) / 1e3,
+                    1.0 if "auto-gap-analysis" in line["silicon_data_source"] else 0.8,
                 )
             )
     return found
@@ -157,6 +174,7 @@ def play(row: Row, overhead_ms: float) -> tuple[float, float, float]:
         row.concurrency,
         ROUNDS * row.concurrency,
         (row.prompt, row.answer),
+        row.spread,
     )
     return found.mean_tpot_s, found.mean_ttft_s, found.kv_bound
 
@@ -168,9 +186,9 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def told(errors: Sequence[float]) -> str:
     if not errors:
-        return "      -      "
+        return "–"
     size = [abs(error) for error in errors]
-    return f"{statistics.median(size):5.1%}/{quantile(size, 0.9):6.1%} ({statistics.median(errors):+5.1%})"
+    return f"{statistics.median(size):.1%} / {quantile(size, 0.9):.1%} ({statistics.median(errors):+.1%})"
 
 
 def host_ms(found: Sequence[Played]) -> float:
@@ -193,42 +211,70 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--every", type=int, default=1, help="play every n-th row")
     parser.add_argument("-o", "--out", type=Path)
+    parser.add_argument("--show", type=Path, nargs="+", help="print the tables of results written before")
     arguments = parser.parse_args()
-    found: list[Played] = []
-    left_out: dict[str, int] = defaultdict(int)
-    for row in sorted(rows(arguments.backend, arguments.system, arguments.model), key=lambda one: one.key)[
-        :: arguments.every
-    ]:
-        try:
-            found.append(Played(row, *play(row, 0.0)))
-        except ProfileError as error:
-            left_out[re.sub(r"[0-9_]{3,}\S*", "…", str(error))[:110]] += 1
-    constant = host_ms(found)
-    tested = [one for one in found if not one.row.fits]
-    done = []
-    for one in tested:
-        tpot_s, ttft_s, _ = play(one.row, constant)
-        done.append(Played(one.row, one.tpot_s, one.ttft_s, one.kv_bound, tpot_s, ttft_s))
-    report(done, constant, left_out)
+    if arguments.show:
+        contents = [json.loads(path.read_text()) for path in arguments.show]
+        played = [Played(Row(**one.pop("row")), **one) for content in contents for one in content["rows"]]
+        reasons = [content["left_out"] for content in contents]
+        report(played, {why: sum(one.get(why, 0) for one in reasons) for one in reasons for why in one})
+        return
+    chosen = sorted(rows(arguments.backend, arguments.system, arguments.model), key=lambda one: one.key)
+    found, left_out = played_rows(chosen[:: arguments.every])
+    report(found, left_out)
     if arguments.out:
-        content = {"constant_ms": constant, "rows": [asdict(one) for one in done], "left_out": left_out}
+        content = {"rows": [asdict(one) for one in found], "left_out": left_out}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def report(found: Sequence[Played], constant: float, left_out: dict[str, int]) -> None:
-    """By cell: median and 90th percentile of the errors, and their median with its sign."""
-    print(f"host time {constant:.1f} ms per iteration, fitted on the other half; errors: median/90th percentile (sign)")
-    print(f"{'cell':52s} {'rows':>4s} {'TPOT without':>22s} {'TPOT with':>22s} {'TTFT with':>22s} {'KV-bound':>8s}")
+def played_rows(chosen: Sequence[Row]) -> tuple[list[Played], dict[str, int]]:
+    """Every row without the host's constant, the tested half with its cell's; and why others were left out."""
     cells: dict[tuple[str, ...], list[Played]] = defaultdict(list)
-    for one in found:
-        cells[one.row.cell].append(one)
-        cells[("all",)].append(one)
+    left_out: dict[str, int] = defaultdict(int)
+    for row in chosen:
+        if row.attention_dp > 1:
+            left_out["data-parallel attention"] += 1
+            continue
+        if row.ttft_s > QUEUED_S:
+            left_out[f"requests queued for more than {QUEUED_S:g} s"] += 1
+            continue
+        try:
+            cells[row.cell].append(Played(row, *play(row, 0.0)))
+        except ProfileError as error:
+            left_out[re.sub(r"[0-9_]{3,}\S*", "…", str(error))[:110]] += 1
+    found = []
+    for ones in cells.values():
+        constant = host_ms(ones)
+        for one in ones:
+            if one.row.fits:
+                found.append(replace(one, constant_ms=constant))
+                continue
+            tpot_s, ttft_s, _ = play(one.row, constant)
+            found.append(replace(one, with_tpot_s=tpot_s, with_ttft_s=ttft_s, constant_ms=constant))
+    return found, dict(left_out)
+
+
+def report(played: Sequence[Played], left_out: dict[str, int]) -> None:
+    """By cell, of the rows that fitted nothing: median and 90th percentile of the errors, and their median with its
+    sign."""
+    cells: dict[tuple[str, ...], list[Played]] = defaultdict(list)
+    for one in played:
+        if not one.row.fits:
+            cells[one.row.cell].append(one)
+            cells[("all",)].append(one)
+    print("errors of rows that fitted nothing: median / 90th percentile (median with its sign)")
+    print("| engine, GPU, model, weights | rows | TPOT as built | host ms | TPOT with it | TTFT | KV-bound |")
+    print("|---|---|---|---|---|---|---|")
     for cell, ones in sorted(cells.items()):
         free = [one for one in ones if one.kv_bound < 0.02]
+        tpots = [one.tpot_s / one.row.tpot_s - 1 for one in ones]
+        with_tpots = [one.with_tpot_s / one.row.tpot_s - 1 for one in ones]
+        ttfts = [one.with_ttft_s / one.row.ttft_s - 1 for one in free if one.row.known]
+        constants = {one.constant_ms for one in ones}
+        host = f"{constants.pop():.1f}" if len(constants) == 1 else ""
         print(
-            f"{' '.join(cell):52s} {len(ones):4d} {told([one.tpot_s / one.row.tpot_s - 1 for one in ones]):>22s} "
-            f"{told([one.with_tpot_s / one.row.tpot_s - 1 for one in ones]):>22s} "
-            f"{told([one.with_ttft_s / one.row.ttft_s - 1 for one in free]):>22s} {len(ones) - len(free):8d}"
+            f"| {' '.join(cell)} | {len(ones)} | {told(tpots)} | {host} | {told(with_tpots)} | {told(ttfts)} "
+            f"| {len(ones) - len(free)} |"
         )
     for why, count in left_out.items():
         print(f"left out, {count} rows: {why}")
