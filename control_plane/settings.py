@@ -148,7 +148,7 @@ class Settings(_Part):
 
     policy: str = "wattray"
     """Serving policy by name, see ``control_plane.serving.policies.registry``."""
-    profile: str = "llama2-70b-h100-current"
+    profile: str = "llama2-70b-h100"
     """Energy profile by name; `wattray profile list` shows them."""
     slo: SloSettings = SloSettings()
     pools: tuple[PoolSettings, ...] = (

@@ -27,7 +27,7 @@ from control_plane.hardware.machine_profile import Evidence, MachineProfile
 from control_plane.hardware.profile_file import ProfileError, parse_profile
 from control_plane.hardware.replica_model import ReplicaLimits
 
-DEFAULT_PROFILE = "llama2-70b-h100-current"
+DEFAULT_PROFILE = "llama2-70b-h100"
 
 LLAMA_8B = ModelSpec("llama8b", 8_030_257_152, 32, 4096, 32 * 2 * 8 * 128 * 2)
 H200_BYTES = 139 * 2**30
