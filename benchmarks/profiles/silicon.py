@@ -27,8 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from closed_loop import served  # noqa: E402
 
+from control_plane.hardware.closed_loop import served  # noqa: E402
 from control_plane.hardware.gpu_power import gpu_power  # noqa: E402
 from control_plane.hardware.machine_profile import MachineProfile  # noqa: E402
 from control_plane.hardware.profile_build import Build, build_profile  # noqa: E402

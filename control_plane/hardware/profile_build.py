@@ -166,7 +166,8 @@ def _shapes(tp: int, clocks: Sequence[int], composed: Composed, power: GpuPower,
     own_ms = np.maximum(0.0, whole_ms - waits_ms)
     work = power.activities(composed.products, composed.reading, np.minimum(1.0, waits_ms / whole_ms))
     held_mhz = np.minimum.accumulate([spec.held_mhz(activity) for activity in work])
-    kept = _kept(np.maximum.accumulate(whole_ms))
+    drawn_w = np.array([spec.sm_w * activity.sm + spec.mem_w * activity.mem for activity in work])
+    kept = sorted({at for curve in (np.maximum.accumulate(whole_ms), drawn_w) for at in kept_points(curve)})
     shapes = []
     for clock in clocks:
         ratio = spec.max_freq_mhz / np.minimum(clock, held_mhz)
@@ -228,7 +229,7 @@ class Asked(Protocol):
     def __call__(self, tokens: int) -> float: ...
 
 
-def _kept(ms: Floats) -> Sequence[int]:
+def kept_points(ms: Floats) -> Sequence[int]:
     """Indices of the points that straight lines between them need, ends included (Douglas and Peucker)."""
     kept, spans = {0, len(ms) - 1}, [(0, len(ms) - 1)]
     while spans:

@@ -93,6 +93,8 @@ class GpuPart(_Part):
     sm_w: NotNegative = H100_SXM.sm_w
     knee_mhz: Clock | None = None
     knee_voltage_ratio: Annotated[float, Field(gt=0, le=1)] = H100_SXM.knee_voltage_ratio
+    sm_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    """SM power by clock of ``freqs_mhz`` as a share of that at the highest; f·V² where not given."""
 
 
 class ProfileFile(_Part):
@@ -224,6 +226,9 @@ def _faults(file: ProfileFile) -> Sequence[tuple[Where, str]]:
         faults.append((("shapes",), "steady_w and clocked_w belong together"))
     if first.power_w is not None and first.clocked_w is not None:
         faults.append((("shapes",), "give power_w, or steady_w and clocked_w, not both"))
+    if file.gpu.sm_shares is not None and len(file.gpu.sm_shares) != len(file.freqs_mhz):
+        told = f"{len(file.gpu.sm_shares)} shares for {len(file.freqs_mhz)} clocks"
+        faults.append((("gpu", "sm_shares"), told))
     unknown = sorted(set(file.measured_freqs_mhz or ()) - set(file.freqs_mhz))
     if unknown:
         faults.append((("measured_freqs_mhz",), f"{unknown} MHz are not among freqs_mhz"))
@@ -330,7 +335,7 @@ def _modelled_power(file: ProfileFile) -> Powers:
         ]
     mem_w = max(1e-9, file.gpu.mem_w, *(max(steady) for steady, _ in found.values()))
     sm_w = max(1e-9, file.gpu.sm_w, *(max(clocked) for _, clocked in found.values()))
-    return _spec(file, mem_w, sm_w, None), {
+    return _spec(file, mem_w, sm_w, file.gpu.sm_shares), {
         tp: [Activity(sm=c / sm_w, mem=s / mem_w) for s, c in zip(steady, clocked, strict=True)]
         for tp, (steady, clocked) in found.items()
     }

@@ -1,7 +1,7 @@
 """A closed loop through ``ReplicaModel``: as many requests in flight as a benchmark keeps, lengths as it draws them."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,10 +54,12 @@ def served(
     random = np.random.default_rng(seed)
     prompts, answers = (random.integers(max(1, round(spread * most)), most + 1, requests) for most in lengths)
     model = ReplicaModel(times, limits)
-    submitted, first, tpot = {}, {}, []
+    submitted: dict[Hashable, int] = {}
+    first: dict[Hashable, int] = {}
+    tpot: list[float] = []
     now_ps = sent = bound = iterations = tokens = 0
     energy = 0.0
-    ends: dict[int, int] = {}
+    left: dict[Hashable, int] = dict(enumerate(answers.tolist()))
     while sent < min(concurrency, requests):
         model.submit(sent, int(prompts[sent]), int(answers[sent]), 0)
         submitted[sent] = 0
@@ -75,8 +77,7 @@ def served(
         for key in progress.first_token:
             first[key] = now_ps
         for key in progress.finished:
-            ends[key] = now_ps
-            count = int(answers[key])
+            count = left.pop(key)
             tokens += count
             if count > 1:
                 tpot.append((now_ps - first[key]) / (count - 1) / PS_PER_S)
