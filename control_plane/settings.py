@@ -150,6 +150,8 @@ class Settings(_Part):
     """Serving policy by name, see ``control_plane.serving.policies.registry``."""
     profile: str = "llama2-70b-h100"
     """Energy profile by name; `wattray profile list` shows them."""
+    profile_correction: bool = True
+    """Let plans follow what replicas measure, slowly and within bounds, where the profile is off."""
     slo: SloSettings = SloSettings()
     pools: tuple[PoolSettings, ...] = (
         PoolSettings(name="short-medium", input_classes=(InputClass.SHORT, InputClass.MEDIUM), spill_to="long"),

@@ -5,7 +5,7 @@ the bounds a profile is wrong, not off, and that is told instead of corrected.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -200,7 +200,7 @@ class _Level:
 class SlowCorrection:
     """The planner's own correction of its profile: one bounded factor a phase, from ratios measured in use."""
 
-    def __init__(self, rules: CorrectionRules, stated_errors: dict[Phase, float]) -> None:
+    def __init__(self, rules: CorrectionRules, stated_errors: Mapping[Phase, float]) -> None:
         """``stated_errors``: what the profile says of itself, as ratios; a tenth where it says nothing."""
         self._rules, self._stated = rules, stated_errors
         self._levels = {phase: _Level() for phase in Phase}
@@ -236,8 +236,9 @@ class SlowCorrection:
         return found
 
     def headroom_factor(self) -> float:
-        """What loads are to be multiplied by while the profile disagrees: by half of the largest disagreement more."""
-        return 1.0 + 0.5 * max(self.disagreements().values(), default=0.0)
+        """What times are to be multiplied by while they disagree with the profile: half of the disagreement more."""
+        apart = self.disagreements()
+        return 1.0 + 0.5 * max(apart.get(Phase.DECODE, 0.0), apart.get(Phase.PREFILL, 0.0))
 
     def _known(self, phase: Phase) -> float:
         level = self._levels[phase]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from control_plane.actions import SetGpuBudget, Step
 from control_plane.domain import (
     ClusterSnapshot,
+    Load,
     PoolName,
     PoolSnapshot,
     ReplicaId,
@@ -107,9 +108,12 @@ class PoolHost:
     def plan(self) -> str:
         return self._controller.plan()
 
-    def load_rps(self, forecast: Forecast) -> float:
+    def load(self, forecast: Forecast) -> Load:
         """What arrives for this pool now."""
-        return forecast.reactive.only(self._settings.input_classes).rps
+        return forecast.reactive.only(self._settings.input_classes)
+
+    def load_rps(self, forecast: Forecast) -> float:
+        return self.load(forecast).rps
 
 
 class ClusterHost:
