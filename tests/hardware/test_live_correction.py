@@ -49,7 +49,8 @@ def test_power_follows_too() -> None:
     looked(profile, 1.0, 1.2, 400)
     idle_w = truth.idle_power_w(1)
     above_w = truth.power_w(SHAPE, LOAD) - idle_w
-    assert profile.power_w(SHAPE, LOAD) - idle_w == pytest.approx(1.2 * above_w, rel=0.02)
+    # The power limit cuts the highest of the raised powers.
+    assert profile.power_w(SHAPE, LOAD) - idle_w == pytest.approx(1.2 * above_w, rel=0.05)
     assert profile.max_load(SHAPE, LOAD) == truth.max_load(SHAPE, LOAD)
 
 
