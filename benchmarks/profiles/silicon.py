@@ -204,6 +204,18 @@ def host_ms(found: Sequence[Played]) -> float:
     return min((step / 10 for step in range(51)), key=error)
 
 
+def first_token_ms(found: Sequence[Played]) -> float:
+    """What network, tokenizer and launches add to a first token: likewise, up to 100 ms."""
+    fitting = [one for one in found if one.row.fits and one.row.known and one.kv_bound < 0.02]
+    if not fitting:
+        return 0.0
+
+    def error(ms: float) -> float:
+        return statistics.median(abs((one.ttft_s + ms / 1e3) / one.row.ttft_s - 1) for one in fitting)
+
+    return float(min(range(101), key=error))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="vllm")
@@ -258,23 +270,32 @@ def report(played: Sequence[Played], left_out: dict[str, int]) -> None:
     """By cell, of the rows that fitted nothing: median and 90th percentile of the errors, and their median with its
     sign."""
     cells: dict[tuple[str, ...], list[Played]] = defaultdict(list)
+    first_ms: dict[tuple[str, ...], float] = {}
     for one in played:
+        if one.row.cell not in first_ms:
+            first_ms[one.row.cell] = first_token_ms([other for other in played if other.row.cell == one.row.cell])
         if not one.row.fits:
             cells[one.row.cell].append(one)
             cells[("all",)].append(one)
     print("errors of rows that fitted nothing: median / 90th percentile (median with its sign)")
-    print("| engine, GPU, model, weights | rows | TPOT as built | host ms | TPOT with it | TTFT | KV-bound |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| engine, GPU, model, weights | rows | TPOT as built | host ms | TPOT with it | TTFT | first ms | TTFT with it | KV-bound |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for cell, ones in sorted(cells.items()):
         free = [one for one in ones if one.kv_bound < 0.02]
         tpots = [one.tpot_s / one.row.tpot_s - 1 for one in ones]
         with_tpots = [one.with_tpot_s / one.row.tpot_s - 1 for one in ones]
         ttfts = [one.with_ttft_s / one.row.ttft_s - 1 for one in free if one.row.known]
+        with_ttfts = [
+            (one.with_ttft_s + first_ms[one.row.cell] / 1e3) / one.row.ttft_s - 1 for one in free if one.row.known
+        ]
         constants = {one.constant_ms for one in ones}
+        first = f"{first_ms[cell]:.0f}" if cell in first_ms and ttfts else ""
         host = f"{constants.pop():.1f}" if len(constants) == 1 else ""
         print(
             f"| {' '.join(cell)} | {len(ones)} | {told(tpots)} | {host} | {told(with_tpots)} | {told(ttfts)} "
-            f"| {len(ones) - len(free)} |"
+            f"| {first} | {told(with_ttfts)} | {len(ones) - len(free)} |"
         )
     for why, count in left_out.items():
         print(f"left out, {count} rows: {why}")

@@ -118,8 +118,8 @@ def h200_sxm() -> GpuPower:
     )
 
 
-H200_ERROR = 0.08
-"""Mean error of the H100's constants on the H200's points (benchmarks/profiles/fit_h100.py prints it)."""
+H200_ERROR = 0.045
+"""Mean error of the H100's constants on the H200's points (benchmarks/profiles/compare_built.py, docs/profiles.md)."""
 
 
 def scaled(name: str, limit_w: float, top_mhz: int) -> GpuPower:
