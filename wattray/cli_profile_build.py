@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from control_plane.hardware.gpu_power import gpu_power, policy_clocks
+from control_plane.hardware.gpu_power import KNOWN, GpuPower, gpu_power, policy_clocks
 from control_plane.hardware.profile_build import Build, build_profile
 from control_plane.hardware.profile_file import ProfileError, ProfileFile, dump_profile, parse_profile
 from wattray.faults import faults_explained
@@ -62,11 +62,11 @@ def build(
         overhead = OVERHEAD_MS[engine] if overhead_ms is None else overhead_ms
         if not 0 <= overhead <= 100:
             raise ProfileError(f"--overhead-ms {overhead:g} must be at least 0 and at most 100")
+        power = _power(gpu)
         version = version_of(gpu, engine, engine_version)
         times, left_out = _times(spec, _parallelisms(tp), batch_tokens, batch_requests)
         notes = [f"TP{one} left out: {why}" for one, why in left_out.items()]
         notes.append(f"the engine's host adds {overhead:g} ms to an iteration")
-        power = gpu_power(gpu, float(system_spec(gpu)["gpu"]["power"]))
         file = build_profile(
             Build(
                 name=name or f"{Path(model).name.lower()}-{gpu}-{engine}",
@@ -107,6 +107,17 @@ def _spec(
         if value is not None and value not in known:
             raise ProfileError(f"--{option} {value!r}: known are {', '.join(known)}")
     return EngineSpec(model, gpu, engine, version, dtype, moe_dtype or dtype, kv_dtype, moe_tp, moe_ep)
+
+
+def _power(gpu: str) -> GpuPower:
+    """Raises ProfileError for a GPU that the database or our clocks do not know."""
+    limit_w = float(system_spec(gpu)["gpu"]["power"])
+    try:
+        return gpu_power(gpu, limit_w)
+    except KeyError:
+        raise ProfileError(
+            f"--gpu {gpu!r}: its clocks are not known to wattray; known are {', '.join(KNOWN)}"
+        ) from None
 
 
 def _parallelisms(text: str) -> Sequence[int]:

@@ -279,7 +279,8 @@ def report(played: Sequence[Played], left_out: dict[str, int]) -> None:
             cells[("all",)].append(one)
     print("errors of rows that fitted nothing: median / 90th percentile (median with its sign)")
     print(
-        "| engine, GPU, model, weights | rows | TPOT as built | host ms | TPOT with it | TTFT | first ms | TTFT with it | KV-bound |"
+        "| engine, GPU, model, weights | rows | TPOT as built | host ms | TPOT with it "
+        "| TTFT | first ms | TTFT with it | KV-bound |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for cell, ones in sorted(cells.items()):

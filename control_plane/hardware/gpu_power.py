@@ -152,6 +152,9 @@ TOP_MHZ = {
 """Highest SM clocks by NVML or data sheet, where nothing was measured by us."""
 
 
+KNOWN = ("h100_sxm", "h200_sxm", *TOP_MHZ)
+
+
 def gpu_power(system: str, limit_w: float) -> GpuPower:
     """By the name of a system in NVIDIA's database; ``limit_w`` is the vendor's. Raises KeyError for an unknown
     one."""
