@@ -44,6 +44,9 @@ def _vllm(name: str, content: Mapping[str, Any]) -> BenchRun:
     completed = _number(name, content, "completed")
     prompt = _number(name, content, "total_input_tokens") / completed
     answer = _number(name, content, "total_output_tokens") / completed
+    for what, tokens in (("input", prompt), ("output", answer)):
+        if tokens < 1:
+            raise ProfileError(f"{name}: total_{what}_tokens: {tokens:g} a request is less than one")
     ttft_s = _number(name, content, "mean_ttft_ms") / 1e3
     tpot_s = _number(name, content, "mean_tpot_ms") / 1e3
     rate = completed / _number(name, content, "duration")
