@@ -149,7 +149,7 @@ class Settings(_Part):
     policy: str = "wattray"
     """Serving policy by name, see ``control_plane.serving.policies.registry``."""
     profile: str = "llama2-70b-h100"
-    """Energy profile by name; `wattray profile list` shows them."""
+    """Energy profile by name (`wattray profile list` shows them), or a profile file's path or its text."""
     profile_correction: bool = True
     """Let plans follow what replicas measure, slowly and within bounds, where the profile is off."""
     slo: SloSettings = SloSettings()
