@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Self
 
+import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class Activity:
@@ -82,6 +84,16 @@ class GpuSpec:
         drawn_w = self.context_w + self.mem_w * activity.mem
         drawn_w += self.sm_w * activity.sm * self.sm_scale(freq_mhz)
         return min(drawn_w, self.power_limit_w, limit_w)
+
+    def held_mhz(self, activity: Activity, limit_w: float = math.inf) -> float:
+        """The clock to which the power limit holds this activity: a lock above it changes nothing. The highest clock
+        where the limit is not reached, the lowest where even that draws more."""
+        scaled_w = self.sm_w * activity.sm
+        room_w = min(self.power_limit_w, limit_w) - self.context_w - self.mem_w * activity.mem
+        if scaled_w <= room_w:
+            return float(self.max_freq_mhz)
+        scales = [self._sm_scale[freq_mhz] for freq_mhz in self.freqs_mhz]
+        return float(np.interp(room_w / scaled_w, scales, self.freqs_mhz))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -52,3 +52,8 @@ def measurements() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data folder is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fit_h100() -> ModuleType:
+    return load_module(ROOT / "benchmarks" / "profiles" / "fit_h100.py")
