@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 MAX_TTL_S = 600.0
 """Nobody may hold a GPU for longer than this without renewing."""
 
+MOST_OWNERS = 4096
+"""So many owners' epochs are remembered; beyond that, those who hold nothing are forgotten."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -32,6 +35,7 @@ class Lease:
     expires_s: float
     clocks_mhz: tuple[int, int] | None = None
     """Of a schedule lease: the lowest and the highest clock that its owner may take; None: every supported one."""
+    renewed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,8 @@ class LeaseBook:
 
     def release(self, owner: str, uuids: Iterable[str] | None = None) -> None:
         """End the owner's leases on these GPUs, or all of them; those of others are not touched."""
-        mine = self._owner(owner).gpus
+        known = self._owners.get(owner)
+        mine = set() if known is None else known.gpus
         for uuid in mine & set(mine if uuids is None else uuids):
             self._end(uuid)
 
@@ -170,9 +175,11 @@ class LeaseBook:
         account.epoch = epoch
         refused = self._refusals(owner, wanted)
         granted = tuple(uuid for uuid in wanted if uuid not in refused)
+        if len(self._owners) > MOST_OWNERS:
+            self._owners = {name: known for name, known in self._owners.items() if known.gpus or name == owner}
         for uuid in granted:
             entry = self._entries[uuid]
-            entry.lease = Lease(owner, wanted[uuid], now_s + ttl_s, clocks_mhz)
+            entry.lease = Lease(owner, wanted[uuid], now_s + ttl_s, clocks_mhz, now_s)
             if wanted[uuid] is None:
                 entry.in_force = None
             account.gpus.add(uuid)

@@ -21,9 +21,10 @@ CLOCKS_MHZ = tuple(range(345, 1981, 15))
 FOREVER_US = 1_800_000_000
 
 FUNCTIONS = (
-    "lock reset clock power fields energy temperature utilisation limit set_limit reasons "
-    "clocks handle name persistence mig processes limits"
-).split()
+    *("lock", "reset", "clock", "power", "fields", "energy", "temperature", "utilisation", "limit", "set_limit"),
+    *("reasons", "clocks", "handle", "name", "persistence", "mig", "processes", "limits"),
+)
+"""In the order of the C file."""
 
 
 class _Fault(ctypes.Structure):

@@ -1,5 +1,5 @@
-"""One thread per GPU makes every call to its driver, so that no two calls on one GPU overlap and a GPU whose driver hangs
-delays no other. Whoever asks waits for as long as it likes; the call goes on, because nobody can stop it."""
+"""One thread per GPU makes every call to its driver: no two calls on one GPU overlap, and one that hangs delays no
+other GPU. Whoever asks waits as long as it likes; the call goes on, because nobody can stop it."""
 
 import threading
 import time
@@ -83,6 +83,6 @@ class DriverThread(Generic[Subject]):
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(call(self.subject))
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001 (it is raised where the answer is awaited)
                     future.set_exception(error)
             self._began_s = None

@@ -250,9 +250,7 @@ class NvmlGpu:
             )
 
     def _utilisation(self) -> float:
-        rates = self._do(
-            Feature.UTILISATION, "utilisation", lambda: pynvml.nvmlDeviceGetUtilizationRates(self.handle)
-        )
+        rates = self._do(Feature.UTILISATION, "utilisation", lambda: pynvml.nvmlDeviceGetUtilizationRates(self.handle))
         return int(rates.gpu) / 100
 
     def _known(self, feature: Feature | None, read: Callable[[], Value]) -> Value | None:

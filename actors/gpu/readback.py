@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import pairwise
 
 from control_plane.ports import CAPS, ClockEvent, GpuSample
 
@@ -37,4 +38,4 @@ def verdict(target_mhz: int, step_mhz: int, seen: GpuSample, before_mhz: int | N
 
 def step_of(clocks_mhz: Sequence[int]) -> int:
     """The largest distance between neighbouring supported clocks; 15 MHz where there is but one."""
-    return max((high - low for low, high in zip(clocks_mhz, clocks_mhz[1:], strict=False)), default=15)
+    return max((high - low for low, high in pairwise(clocks_mhz)), default=15)
