@@ -118,6 +118,10 @@ class Gpu(Protocol):
         milliseconds, so a driver asks the hardware at most ten times a second."""
         ...
 
+    def energy_age_s(self) -> float:
+        """How old is what ``energy_j`` said last."""
+        ...
+
     def power_limits_w(self) -> tuple[float, float, float]:
         """(lowest, default, highest) power limit that may be set."""
         ...

@@ -52,11 +52,13 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look at a GPU. ``energy`` is the meter after it."""
+    """One look at a GPU, in monotonic seconds. ``energy`` is the meter after it."""
 
     at_s: float
     sample: GpuSample
     energy: EnergyMeter
+    energy_at_s: float
+    """When the counter was asked; it may not be asked at every look."""
     not_ours: str | None
 
 
@@ -135,8 +137,9 @@ class Card:
             raise
         self.lost = None
         now_s = time.monotonic()
+        energy_at_s = now_s - (0.0 if counter_j is None else gpu.energy_age_s())
         meter = EnergyMeter() if self.last is None else self.last.energy
-        self.last = Look(now_s, sample, meter.seen(now_s, counter_j, sample.power_w), not_ours)
+        self.last = Look(now_s, sample, meter.seen(now_s, counter_j, sample.power_w), energy_at_s, not_ours)
         return self.last
 
     def _counter_j(self, gpu: Gpu) -> float | None:

@@ -87,6 +87,7 @@ def _seen(card: Card) -> dict[str, Any]:
             "source": energy.source,
             "epoch": energy.epoch,
             "counter_j": energy.counter_j,
+            "read_at_s": look.energy_at_s,
             "disagreement_ratio": energy.disagreement_ratio,
         },
     }

@@ -55,7 +55,13 @@ def _initialised() -> None:
 class NvmlGpu:
     """One GPU. What it cannot do is learnt from the driver's answers and remembered; the other calls go on."""
 
-    def __init__(self, uuid: str, handle: object, allow_shared: bool, monotonic_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        uuid: str,
+        handle: object,
+        allow_shared: bool = False,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.uuid, self.handle = uuid, handle
         self._allow_shared, self._monotonic_s = allow_shared, monotonic_s
         self._lacks: set[Feature] = set()
@@ -178,6 +184,9 @@ class NvmlGpu:
             )
             self._energy = int(counted) / 1000, now_s
         return self._energy[0]
+
+    def energy_age_s(self) -> float:
+        return 0.0 if self._energy is None else self._monotonic_s() - self._energy[1]
 
     def power_limits_w(self) -> tuple[float, float, float]:
         if self._limits_w is None:

@@ -237,6 +237,9 @@ class SimulatedGpu:
     def energy_j(self) -> float:
         return self._state().energy_j
 
+    def energy_age_s(self) -> float:
+        return 0.0
+
     def power_limits_w(self) -> tuple[float, float, float]:
         limit_w = self._node.spec.power_limit_w
         return self._node.spec.context_w, limit_w, limit_w

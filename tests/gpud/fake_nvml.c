@@ -259,6 +259,21 @@ int nvmlDeviceGetComputeRunningProcesses_v3(Gpu *gpu, unsigned *count, Process *
         processes[place] = (Process){gpu->process_pid[place], 1 << 20, 0xFFFFFFFF, 0xFFFFFFFF};
     return SUCCESS;
 }
+typedef struct { unsigned long long at_us; union { unsigned small; unsigned long long large; } value; } Sample;
+int nvmlDeviceGetSamples(Gpu *gpu, unsigned kind, unsigned long long since_us, unsigned *type, unsigned *count, Sample *samples) {
+    ASK(FN_POWER);
+    if (kind != 0) return NOT_SUPPORTED;
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    unsigned long long now_us = t.tv_sec * 1000000ULL + t.tv_nsec / 1000;
+    *type = 1;
+    if (!samples) { *count = 120; return SUCCESS; }
+    unsigned found = 0;
+    for (unsigned long long at = now_us / 20000 * 20000 - 119 * 20000; at <= now_us && found < *count; at += 20000)
+        if (at > since_us) samples[found++] = (Sample){at, {.large = power_mw(gpu)}};
+    *count = found;
+    return found ? SUCCESS : NOT_FOUND;
+}
 #ifndef OLD_DRIVER
 int nvmlDeviceGetTemperatureV(Gpu *gpu, Temperature *asked) { ASK(FN_TEMP); asked->temperature = gpu->temperature; return SUCCESS; }
 int nvmlDeviceGetCurrentClocksEventReasons(Gpu *gpu, unsigned long long *bits) { ASK(FN_REASONS); *bits = reasons(gpu); return SUCCESS; }
