@@ -49,10 +49,10 @@ class Service:
         self._scan: Future[list[Gpu]] | None = None
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT; then every lease is ended and what was set is undone."""
+        """Until SIGTERM, SIGINT or SIGHUP; then every lease is ended and what was set is undone."""
         ending = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, ending.set)
         self._audit.note("started", pid=os.getpid(), dry_run=self._options.rules.dry_run or None)
         await self._first_look()

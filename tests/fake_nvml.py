@@ -6,7 +6,6 @@ nvidia-ml-py loads it as it loads a driver's library, so the real bindings and t
 import ctypes
 import functools
 import mmap
-import os
 import shutil
 import subprocess
 import tempfile
@@ -124,7 +123,6 @@ class FakeNvml:
     def use_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """This process's nvidia-ml-py finds the library too: the loader takes a loaded one by its name."""
         monkeypatch.setenv("FAKE_NVML_STATE", str(self.path))
-        os.environ["FAKE_NVML_STATE"] = str(self.path)
         ctypes.CDLL(str(self.library), mode=ctypes.RTLD_GLOBAL)
 
 
