@@ -95,13 +95,20 @@ class Card:
         self.facts: Facts | None = None
         self.last: Look | None = None
         self.verdict: Verdict | None = None
-        self.lost: str | None = None
+        self.listed = True
+        """Whether the driver lists it."""
+        self._silence: str | None = None
         self.denied: str | None = None
         """Why we may read it but not set it, where the driver has said so."""
 
     def wanted(self) -> tuple[str, Hold]:
         """(owner, target) now."""
         return self._wanted(self.uuid)
+
+    @property
+    def lost(self) -> str | None:
+        """Why the GPU counts as gone; None where it does not."""
+        return self._silence if self.listed else f"GPU {self.uuid}: the driver does not list it any more"
 
     @property
     def hangs(self) -> bool:
@@ -127,15 +134,17 @@ class Card:
     def look(self, gpu: Gpu) -> Look:
         """Raises GpuError where the GPU does not answer at all."""
         try:
+            if not self.listed:
+                raise GpuLostError(f"GPU {self.uuid}: the driver does not list it any more")
             if self.facts is None:
                 self.learn(gpu)
             sample = gpu.sample()
             counter_j = self._counter_j(gpu)
             not_ours = gpu.why_not_ours()
         except (GpuLostError, NoGpuError) as error:
-            self.lost = str(error)
+            self._silence = str(error)
             raise
-        self.lost = None
+        self._silence = None
         now_s = time.monotonic()
         energy_at_s = now_s - (0.0 if counter_j is None else gpu.energy_age_s())
         meter = EnergyMeter() if self.last is None else self.last.energy
@@ -222,7 +231,7 @@ class Card:
         if isinstance(error, GpuPermissionError):
             self.denied = str(error)
         if isinstance(error, GpuLostError | NoGpuError):
-            self.lost = str(error)
+            self._silence = str(error)
         refused = isinstance(error, GpuPermissionError | GpuNotSupportedError | ValueError)
         # A refused call has set nothing. Another failure may have, and both domains may differ.
         self.in_force = before if refused else None

@@ -79,9 +79,9 @@ class Guard:
             self.book.admit(uuid, card.in_force)
             new.append(card)
         for uuid, card in self.cards.items():
-            if uuid not in seen and card.lost is None:
-                card.lost = f"GPU {uuid}: the driver does not list it any more"
-                self.audit.note("lost", gpu=uuid, why=card.lost)
+            if card.listed != (uuid in seen):
+                card.listed = uuid in seen
+                self.audit.note("back" if card.listed else "lost", gpu=uuid, why=card.lost)
         return new
 
     def _wanted(self, uuid: str) -> tuple[str, Hold]:

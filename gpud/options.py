@@ -27,6 +27,8 @@ class Options:
     simulated_file: Path | None
     simulated_gpus: int
     restore_only: bool
+    rescan_s: float
+    """How often the driver is asked which GPUs there are; lost ones are looked at again then."""
 
 
 def parse_options(arguments: Sequence[str] | None) -> Options:
@@ -39,6 +41,8 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
             raise ValueError(f"--ttl-max must be more than 0 and at most {MAX_TTL_S:.0f}, got {given.ttl_max:g}")
         if not (math.isfinite(given.settle_ms) and 0 < given.settle_ms <= 10_000):
             raise ValueError(f"--settle-ms must be more than 0 and at most 10000, got {given.settle_ms:g}")
+        if not 0.1 <= given.rescan <= 3600:
+            raise ValueError(f"--rescan must be from 0.1 to 3600, got {given.rescan:g}")
     except ValueError as error:
         parser.error(str(error))
     return Options(
@@ -53,6 +57,7 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
         given.simulated_file,
         given.simulated_gpus,
         given.restore_only,
+        given.rescan,
     )
 
 
@@ -73,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow-uid", type=int, action="append", default=[], help="This user may use the socket too; repeatable.")
     add("--metrics-port", type=int, help="Prometheus endpoint on 127.0.0.1; 0 takes any free port.")
     add("--settle-ms", type=float, default=500.0, help="How long a new clock may take to settle (500).")
+    add("--rescan", type=float, default=10.0, help="Look for new and lost GPUs every so many seconds (10).")
     add("--restore-only", action="store_true", help="Undo what an earlier gpud left set, and end.")
     add("--simulated-file", type=Path, help="File of the simulated GPUs (simulated.bin in --state).")
     add("--simulated-gpus", type=int, default=8, help="How many to make where there is no such file (8).")

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 MOST_IN_FLIGHT = 32
 """Requests of one connection that are worked on at once; the next ones are read when one of them is answered."""
 MOST_CONNECTIONS = 256
+HEAR_OUT_S = 1.0
 SO_PEERGROUPS = 59
 MOST_GROUPS = 256
 
@@ -103,8 +104,10 @@ class Server:
                 self._guard.audit.note("refused", uid=peer.uid, pid=peer.pid, kind=ErrorKind.FORBIDDEN)
                 error = RefusedError(ErrorKind.FORBIDDEN, f"user {peer.uid} may not talk to gpud")
                 await _send(writer, None, _failure(error))
+                await _hear_out(reader, writer)
             elif len(self._connections) > MOST_CONNECTIONS:
                 await _send(writer, None, _failure(RefusedError(ErrorKind.BUSY, "too many connections")))
+                await _hear_out(reader, writer)
             else:
                 await self._converse(reader, writer, peer)
         except (ConnectionError, BrokenPipeError, asyncio.IncompleteReadError):
@@ -130,6 +133,7 @@ class Server:
                 self._note_refusal(peer, refusal)
                 async with sending:
                     await _send(writer, None, _failure(refusal))
+                await _hear_out(reader, writer)
                 return
             await room.acquire()
             task = asyncio.get_running_loop().create_task(self._answer(line, writer, peer, room, sending))
@@ -180,6 +184,17 @@ class Server:
 
     def _note_refusal(self, peer: Peer, error: RefusedError) -> None:
         self._guard.audit.note("refused", uid=peer.uid, pid=peer.pid, kind=error.kind, message=str(error)[:300])
+
+
+async def _hear_out(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Closing with something unread would throw the answer away that was just sent."""
+    writer.write_eof()
+    try:
+        async with asyncio.timeout(HEAR_OUT_S):
+            while await reader.read(MOST_FRAME_BYTES):
+                pass
+    except TimeoutError:
+        return
 
 
 def _peer(connection: Any) -> tuple[Peer, frozenset[int]]:

@@ -23,9 +23,6 @@ from gpud.server import Door, Server
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-IDLE_TICK_S = 10.0
-"""Nothing is leased and nothing owed: only new and lost GPUs are looked for."""
-RESCAN_S = 10.0
 FIRST_LOOK_S = 3.0
 
 
@@ -123,7 +120,7 @@ class Service:
                 self.guard.tick()
             except Exception:
                 log.exception("a tick failed; the next one follows")
-            pause_s = TICK_S if self.guard.busy else IDLE_TICK_S
+            pause_s = TICK_S if self.guard.busy else self._options.rescan_s
             expiry_s = self.guard.next_expiry_s()
             if expiry_s is not None:
                 pause_s = min(pause_s, max(0.001, expiry_s - time.monotonic()))
@@ -140,7 +137,7 @@ class Service:
             self._take_in(self._scan)
             self._scan = None
         now_s = time.monotonic()
-        if self._scan is None and now_s - self._scanned_s >= RESCAN_S:
+        if self._scan is None and now_s - self._scanned_s >= self._options.rescan_s:
             self._scanned_s = now_s
             try:
                 self._scan = self._driver.submit(lambda driver: driver.gpus())
@@ -172,7 +169,7 @@ class Service:
         self._no_gpu = why
         if not self._told_no_gpu:
             self._told_no_gpu = True
-            log.warning("no GPU: %s (asked again every %.0f s)", why, RESCAN_S)
+            log.warning("no GPU: %s (asked again every %.0f s)", why, self._options.rescan_s)
 
 
 class _Driver:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +75,11 @@ class GpudProcess:
 
     def audit(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.state / "audit.jsonl").read_text().splitlines()]
+
+
+def eventually(claim: Callable[[], object], patience_s: float = 5.0) -> None:
+    """Until ``claim()`` is true; the last answer is in the failure."""
+    deadline_s = time.monotonic() + patience_s
+    while not (answer := claim()):
+        assert time.monotonic() < deadline_s, f"never came true, last answer {answer!r}"
+        time.sleep(0.02)

@@ -142,11 +142,13 @@ class NvmlGpu:
         self._do(
             Feature.CLOCK_LOCK,
             f"locking at {highest} MHz",
-            lambda: pynvml.nvmlDeviceSetGpuLockedClocks(self.handle, clocks[0], highest),
+            lambda: pynvml.nvmlDeviceSetGpuLockedClocks(self._still_it(), clocks[0], highest),
         )
 
     def reset_freq(self) -> None:
-        self._do(Feature.CLOCK_LOCK, "resetting its clock", lambda: pynvml.nvmlDeviceResetGpuLockedClocks(self.handle))
+        self._do(
+            Feature.CLOCK_LOCK, "resetting its clock", lambda: pynvml.nvmlDeviceResetGpuLockedClocks(self._still_it())
+        )
 
     def freq_mhz(self) -> int:
         return int(self._ask("SM clock", lambda: pynvml.nvmlDeviceGetClockInfo(self.handle, pynvml.NVML_CLOCK_SM)))
@@ -216,7 +218,7 @@ class NvmlGpu:
         self._do(
             Feature.POWER_LIMIT,
             f"limiting it to {power_w:g} W",
-            lambda: pynvml.nvmlDeviceSetPowerManagementLimit(self.handle, round(power_w * 1000)),
+            lambda: pynvml.nvmlDeviceSetPowerManagementLimit(self._still_it(), round(power_w * 1000)),
         )
 
     def reset_power_limit(self) -> None:
@@ -274,6 +276,15 @@ class NvmlGpu:
             if feature is None or feature not in self._lacks:
                 log.warning("%s", error)
             return None
+
+    def _still_it(self) -> object:
+        """The handle, asked whether it is still this GPU's: a driver may count its GPUs anew. Raises GpuLostError."""
+        try:
+            if str(self._ask("its UUID", lambda: pynvml.nvmlDeviceGetUUID(self.handle))) != self.uuid:
+                self.handle = self._ask("its handle", lambda: pynvml.nvmlDeviceGetHandleByUUID(self.uuid))
+        except GpuNotSupportedError:
+            raise GpuLostError(f"GPU {self.uuid}: the driver does not find it by its UUID") from None
+        return self.handle
 
     def _do(self, feature: Feature, what: str, call: Callable[[], Value]) -> Value:
         """As ``_ask``; a feature that is not supported is remembered."""

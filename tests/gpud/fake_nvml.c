@@ -214,6 +214,7 @@ int nvmlDeviceGetPowerUsage(Gpu *gpu, unsigned *mw) { ASK(FN_POWER); *mw = power
 int nvmlDeviceGetTotalEnergyConsumption(Gpu *gpu, unsigned long long *mj) {
     gpu->energy_calls++;
     ASK(FN_ENERGY);
+    if (gpu->energy_frozen == 1) { gpu->energy_base_mj = energy_mj(gpu); gpu->energy_frozen = 2; }
     *mj = gpu->energy_frozen ? gpu->energy_base_mj : energy_mj(gpu);
     return SUCCESS;
 }
