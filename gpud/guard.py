@@ -212,28 +212,27 @@ class Guard:
             answer.refuse(card.uuid, error)
 
     async def reset(self, request: Reset, peer: Peer, may_end_all: bool) -> Answer:
-        """End leases. A GPU that is named without an owner is reset even where we hold nothing on it: an operator's
-        wish. Raises RefusedError where the peer may not end other users' leases."""
-        if request.owner is None and not may_end_all:
-            raise RefusedError(ErrorKind.FORBIDDEN, f"user {peer.uid} may end its own leases only: name the owner")
+        """End leases: the owner's, or where none is named everybody's; another user than root or gpud's may end its own
+        only. A GPU that such an operator names without an owner is reset even where we hold nothing on it."""
         answer, named = Answer(), request.gpus or tuple(self.cards)
         for uuid in set(named) - self.cards.keys():
             answer.refuse(uuid, RefusedError(ErrorKind.NO_SUCH_GPU, f"this node has no GPU {uuid}"))
-        leases = self.book.leases()
-        ended = {
-            uuid: leases[uuid].owner
-            for uuid in named
-            if uuid in leases and request.owner in (None, owner_name(leases[uuid].owner))
-        }
-        if request.owner is not None:
-            ended = {uuid: owner for uuid, owner in ended.items() if owner == owner_key(request.owner, peer)}
-        for uuid, owner in ended.items():
-            self.book.release(owner, [uuid])
-            self._scheduled_mhz.pop(uuid, None)
-        owed = {uuid for uuid in named if uuid in self.cards and self.cards[uuid].owes_a_reset}
-        forced = set(request.gpus or ()) & self.cards.keys() if request.owner is None else set()
-        todo = ended.keys() | forced | (owed if request.owner is None else set())
-        await asyncio.gather(*(self._reset_one(uuid, request.why or "reset", peer, answer) for uuid in todo))
+        known = [uuid for uuid in named if uuid in self.cards]
+        by_hand = request.owner is None and may_end_all
+        todo = [uuid for uuid in known if by_hand and (request.gpus or self.cards[uuid].owes_a_reset)]
+        for uuid in known:
+            lease = self.book.lease(uuid)
+            if lease is None:
+                continue
+            if by_hand or lease.owner == owner_key(request.owner or owner_name(lease.owner), peer):
+                self.book.release(lease.owner, [uuid])
+                self._scheduled_mhz.pop(uuid, None)
+                todo.append(uuid)
+            elif request.gpus and request.owner is None:
+                told = f"GPU {uuid}: leased to another user, whose lease user {peer.uid} may not end"
+                answer.refuse(uuid, RefusedError(ErrorKind.FORBIDDEN, told))
+        why = request.why or "reset"
+        await asyncio.gather(*(self._reset_one(uuid, why, peer, answer) for uuid in dict.fromkeys(todo)))
         return answer
 
     async def _reset_one(self, uuid: str, why: str, peer: Peer, answer: Answer) -> None:

@@ -27,6 +27,8 @@ class Options:
     simulated_file: Path | None
     simulated_gpus: int
     restore_only: bool
+    end_idle_s: float | None
+    """End when nothing was leased, owed or asked for this long; None: never."""
     rescan_s: float
     """How often the driver is asked which GPUs there are; lost ones are looked at again then."""
 
@@ -57,6 +59,7 @@ def parse_options(arguments: Sequence[str] | None) -> Options:
         given.simulated_file,
         given.simulated_gpus,
         given.restore_only,
+        given.end_when_idle,
         given.rescan,
     )
 
@@ -79,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--metrics-port", type=int, help="Prometheus endpoint on 127.0.0.1; 0 takes any free port.")
     add("--settle-ms", type=float, default=500.0, help="How long a new clock may take to settle (500).")
     add("--rescan", type=float, default=10.0, help="Look for new and lost GPUs every so many seconds (10).")
+    add("--end-when-idle", type=float, metavar="S", help="End when nobody has needed it for so many seconds.")
     add("--restore-only", action="store_true", help="Undo what an earlier gpud left set, and end.")
     add("--simulated-file", type=Path, help="File of the simulated GPUs (simulated.bin in --state).")
     add("--simulated-gpus", type=int, default=8, help="How many to make where there is no such file (8).")

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +90,8 @@ class Server:
     def __init__(self, guard: Guard, door: Door, state: Callable[[], dict[str, Any]]) -> None:
         self._guard, self._door, self._state = guard, door, state
         self._connections: set[asyncio.Task[Any]] = set()
+        self.asked_s = time.monotonic()
+        """When somebody asked last."""
 
     async def serve(self, path: Path) -> asyncio.Server:
         listening = self._door.open_at(path)
@@ -165,6 +168,7 @@ class Server:
 
     async def _do(self, fields: dict[str, Any], peer: Peer) -> dict[str, Any]:
         request = parse_request(fields)
+        self.asked_s = time.monotonic()
         guard = self._guard
         match request:
             case Read():

@@ -39,6 +39,7 @@ class Service:
         self._options = options
         self._audit = Audit(options.state / "audit.jsonl")
         self.guard = Guard(options.rules, Records(options.state / "leases"), self._audit)
+        self._server = Server(self.guard, Door.of(options.group, options.uids), self.state)
         self._driver = DriverThread(_Driver(open_node), "the GPU driver")
         self._no_gpu: str | None = "the driver has not answered yet"
         self._told_no_gpu = False
@@ -53,16 +54,14 @@ class Service:
             loop.add_signal_handler(number, ending.set)
         self._audit.note("started", pid=os.getpid(), dry_run=self._options.rules.dry_run or None)
         await self._first_look()
-        server = await Server(self.guard, Door.of(self._options.group, self._options.uids), self.state).serve(
-            self._options.socket
-        )
+        server = await self._server.serve(self._options.socket)
         metrics = None
         if self._options.metrics_port is not None:
             metrics = await serve_metrics(
                 self.guard, self._options.metrics_port, lambda port: log.info("metrics at http://127.0.0.1:%d", port)
             )
         log.info("gpud serves %d GPUs at %s", len(self.guard.cards), self._options.socket)
-        ticking = loop.create_task(self._tick_forever())
+        ticking = loop.create_task(self._tick_forever(ending))
         await ending.wait()
         ticking.cancel()
         server.close()
@@ -113,8 +112,12 @@ class Service:
             if isinstance(outcome, GpuError):
                 log.warning("%s", outcome)
 
-    async def _tick_forever(self) -> None:
+    async def _tick_forever(self, ending: asyncio.Event) -> None:
         while True:
+            idle_s = time.monotonic() - self._server.asked_s
+            if self._options.end_idle_s is not None and idle_s > self._options.end_idle_s and not self.guard.busy:
+                log.info("nobody has asked anything for %.0f s: gpud ends", idle_s)
+                ending.set()
             try:
                 self._rescan()
                 self.guard.tick()

@@ -250,8 +250,10 @@ def test_a_member_of_the_group_may_lock_and_end_its_own_leases_only(tmp_path: Pa
     told = json.loads(as_nobody(gpud, lock, "54321"))
     assert told["granted"][uuid]["verdict"] == "held"
     assert told["refused"][other]["kind"] == "leased"
-    assert json.loads(as_nobody(gpud, {"op": "reset"}, "54321"))["error"]["kind"] == "forbidden"
-    as_nobody(gpud, {"op": "reset", "owner": "mine"}, "54321")
+    told = json.loads(as_nobody(gpud, {"op": "reset", "gpus": [uuid, other]}, "54321"))
+    assert (told["granted"].keys(), told["refused"][other]["kind"]) == ({uuid}, "forbidden")
+    as_nobody(gpud, lock, "54321")
+    as_nobody(gpud, {"op": "reset"}, "54321")
     assert locks(fake) == [0, 1200]
     assert as_nobody(gpud, {"op": "read"}).strip() == "no way in"
     gpud.end()
