@@ -87,7 +87,7 @@ class GuardedGpuAgent:
         client = self._client_of(owner)
         answer = await asyncio.to_thread(client.schedule, owner, list(uuids), ttl_s, epoch)
         if answer.refused:
-            told = "; ".join(f"GPU {uuid}: {refusal.message}" for uuid, refusal in answer.refused.items())
+            told = "; ".join(refusal.message for refusal in answer.refused.values())
             raise ValueError(f"node {self.node_id}, for {owner}: {told}")
         return not any(granted.get("dry_run") for granted in answer.granted.values())
 

@@ -27,5 +27,5 @@ class ScheduledGpus:
 
 
 def _checked(answer: Granted) -> None:
-    for uuid, refusal in answer.refused.items():
-        raise GpudError(f"GPU {uuid}: {refusal.message}", refusal.kind)
+    for refusal in answer.refused.values():
+        raise GpudError(refusal.message, refusal.kind)
