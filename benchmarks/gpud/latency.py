@@ -1,0 +1,167 @@
+"""How quick gpud is, on eight GPUs of the fake driver library: what it adds to the driver's own time.
+
+    python benchmarks/gpud/latency.py [--out FILE.json] [--driver-ms 10] [--settle-ms 20]
+
+The driver's own share is known exactly, because the library is ours: each set takes ``--driver-ms``, a clock settles
+after ``--settle-ms``. Figures are gpud's, the socket's and this client's share on top of that. Needs a C compiler.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from fake_nvml import FakeNvml  # noqa: E402
+from gpud_process import GpudProcess  # noqa: E402
+
+from actors.gpu.gpud_client import GpudClient  # noqa: E402
+from control_plane.leases import Hold  # noqa: E402
+
+GPUS = 8
+Report = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--driver-ms", type=float, default=10.0)
+    parser.add_argument("--settle-ms", type=float, default=20.0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        fake = FakeNvml(Path(folder), gpus=GPUS)
+        for gpu in fake.gpus:
+            gpu.settle_ns = round(given.settle_ms * 1e6)
+            gpu.delays("lock", round(given.driver_ms * 1000))
+        gpud = GpudProcess(Path(folder), fake.environ, ("--ttl-max", "60")).start()
+        try:
+            report = {
+                "driver_ms": given.driver_ms,
+                "settle_ms": given.settle_ms,
+                "idle": idle(gpud),
+                "lock_to_verified_read_back": lock(gpud, fake, given.driver_ms + given.settle_ms),
+                "hang": hang(gpud, fake, given.driver_ms + given.settle_ms),
+                "scheduled_set": scheduled(gpud, fake, given.driver_ms),
+                "eight_gpus_at_five_sets_a_second": steady(gpud, fake),
+                "overlapping_sets": sum(gpu.overlaps for gpu in fake.gpus),
+            }
+        finally:
+            gpud.end()
+    text = json.dumps(report, indent=1)
+    print(text)
+    if given.out:
+        given.out.write_text(text + "\n")
+
+
+def spread(milliseconds: list[float]) -> Report:
+    ordered = sorted(milliseconds)
+    p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return {"count": len(ordered), "median_ms": statistics.median(ordered), "p99_ms": p99, "worst_ms": ordered[-1]}
+
+
+def taken_ms(call: Callable[[], object]) -> float:
+    began_s = time.perf_counter()
+    call()
+    return (time.perf_counter() - began_s) * 1000
+
+
+def lock(gpud: GpudProcess, fake: FakeNvml, own_ms: float, times: int = 300) -> Report:
+    """A new target every time, read back; less the driver's call and the clock's settling. The first lock of a lease
+    also writes and syncs its record."""
+    uuid, client, over = fake.gpu(0).uuid, gpud.client, []
+    first_ms = taken_ms(lambda: client.lock("bench", {uuid: Hold(990)}, 30)) - own_ms
+    for number in range(times):
+        mhz = (1200, 1500)[number % 2]
+        over.append(taken_ms(lambda mhz=mhz: client.lock("bench", {uuid: Hold(mhz)}, 30)) - own_ms)  # type: ignore[misc]
+    client.reset("bench")
+    return {"beyond_the_driver": spread(over), "first_of_a_lease_ms": first_ms}
+
+
+def hang(gpud: GpudProcess, fake: FakeNvml, own_ms: float) -> Report:
+    """Locks on one GPU while the driver hangs for 5 s on another."""
+    fake.gpu(1).delays("lock", 5_000_000)
+    hung = GpudClient(gpud.socket)
+    waiting = threading.Thread(target=lambda: hung.lock("hung", {fake.gpu(1).uuid: Hold(990)}, 30))
+    waiting.start()
+    time.sleep(0.05)
+    began_s, over, number = time.monotonic(), [], 0
+    while time.monotonic() - began_s < 4.8:
+        number += 1
+        hold = {fake.gpu(2).uuid: Hold((1200, 1500)[number % 2])}
+        over.append(taken_ms(lambda hold=hold: gpud.client.lock("bench", hold, 30)) - own_ms)  # type: ignore[misc]
+    waiting.join()
+    fake.gpu(1).delays("lock", round(own_ms))
+    time.sleep(1.0)
+    gpud.client.reset(None)
+    return {"beyond_the_driver": spread(over)}
+
+
+def scheduled(gpud: GpudProcess, fake: FakeNvml, driver_ms: float, times: int = 1000) -> Report:
+    """Sets under a schedule lease on one GPU, 40 a second; less the driver's own call."""
+    uuid, client, over = fake.gpu(3).uuid, gpud.client, []
+    client.schedule("bench", [uuid], 60)
+    for number in range(times):
+        mhz = (1200, 1500)[number % 2]
+        over.append(taken_ms(lambda mhz=mhz: client.set("bench", {uuid: mhz})) - driver_ms)  # type: ignore[misc]
+        time.sleep(max(0.0, 0.025 - driver_ms / 1000))
+        if number % 400 == 0:
+            client.schedule("bench", [uuid], 60)
+    client.reset("bench")
+    return {"beyond_the_driver": spread(over)}
+
+
+def steady(gpud: GpudProcess, fake: FakeNvml, seconds: float = 10.0) -> Report:
+    """One client per GPU, five sets a second each; what was refused or late, and what gpud used."""
+    late_ms: list[float] = []
+    refused: list[str] = []
+
+    def drive(uuid: str, number: int) -> None:
+        client, owner = GpudClient(gpud.socket), f"rank{number}"
+        client.schedule(owner, [uuid], 60)
+        began_s = time.monotonic() + 0.2
+        for beat in range(round(5 * seconds)):
+            due_s = began_s + beat / 5
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            answer = client.set(owner, {uuid: (1200, 1500)[beat % 2]})
+            late_ms.append((time.monotonic() - due_s) * 1000)
+            refused.extend(refusal.message for refusal in answer.refused.values())
+        client.reset(owner)
+
+    before = cpu_s(gpud)
+    workers = [threading.Thread(target=drive, args=(gpu.uuid, number)) for number, gpu in enumerate(fake.gpus)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    core_ratio = (cpu_s(gpud) - before) / seconds
+    return {"sets": len(late_ms), "refused": len(refused), "from_due_to_set": spread(late_ms), "core_ratio": core_ratio}
+
+
+def idle(gpud: GpudProcess, seconds: float = 30.0) -> Report:
+    """Nobody asks anything."""
+    time.sleep(1.0)
+    before = cpu_s(gpud)
+    time.sleep(seconds)
+    assert gpud.process is not None
+    status = Path(f"/proc/{gpud.process.pid}/status").read_text()
+    rss_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    return {"core_ratio": (cpu_s(gpud) - before) / seconds, "rss_mib": rss_kib / 1024}
+
+
+def cpu_s(gpud: GpudProcess) -> float:
+    assert gpud.process is not None
+    fields = Path(f"/proc/{gpud.process.pid}/schedstat").read_text().split()
+    tasks = Path(f"/proc/{gpud.process.pid}/task")
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9 if fields else 0.0
+
+
+if __name__ == "__main__":
+    main()
