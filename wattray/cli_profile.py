@@ -21,6 +21,7 @@ from control_plane.hardware.profile_import import Target, from_dynamo, from_vllm
 from control_plane.hardware.profile_report import CurveRow, TableRow, curves, table_rows
 from control_plane.hardware.profiles import DEFAULT_PROFILE, PROFILE_NAMES, load_profile
 from control_plane.text_edges import decoded, parse_json, printable
+from wattray.cli_profile_run import run_command
 from wattray.faults import faults_explained
 from wattray.output_files import check_outputs, json_text, write_text
 from wattray.report.profile_plots import profile_page
@@ -28,6 +29,7 @@ from wattray.report.profile_plots import profile_page
 profile_app = typer.Typer(help="Energy profiles: what a replica draws, carries and takes.", no_args_is_help=True)
 import_app = typer.Typer(help="Make a profile file from another tool's measurements.", no_args_is_help=True)
 profile_app.add_typer(import_app, name="import")
+profile_app.command("run")(run_command)
 
 OUT = Console()
 MOST_BYTES = 256 * 1024 * 1024

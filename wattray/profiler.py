@@ -4,16 +4,22 @@ It reads GPUs through gpud and sets clocks only under a schedule lease, so that 
 clocks are not to be set it measures at the clock that runs. It needs neither Ray nor pydantic.
 """
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from actors.gpu.gpud_client import GpudClient, GpudError
 from control_plane.hardware.steady_measurement import Estimate, estimate, phase_shifts_s, steady_from
+from control_plane.ports import CAPS
+
+log = logging.getLogger(__name__)
 
 SAMPLE_S = 0.1
+CAPPED = frozenset(str(event) for event in CAPS)
 RENEWALS_PER_TTL = 3
 
 
@@ -49,8 +55,58 @@ class Measured:
     """Heat or power held the clock down in the windows."""
 
 
-Iterate = Callable[[], None]
-"""Runs one iteration of the load and returns when its work is done."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How many iterations a load has done, and when the last of them ended, in monotonic seconds."""
+
+    iterations: float
+    at_s: float
+
+
+class Load(Protocol):
+    """Runs by itself between ``start`` and ``stop``."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one iteration."""
+        ...
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def progress(self) -> Progress:
+        """Raises ProfilerError where the load has failed."""
+        ...
+
+
+class RepeatedCall:
+    """A function, again and again in a thread: it returns when the work of one iteration is done."""
+
+    def __init__(self, tokens: int, iterate: Callable[[], object]) -> None:
+        self.tokens, self._iterate = tokens, iterate
+        self._ending = threading.Event()
+        self._done = Progress(0, time.monotonic())
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="profiler-load", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ending.set()
+        self._thread.join(60)
+
+    def progress(self) -> Progress:
+        if self._failure is not None:
+            raise ProfilerError(f"the load failed: {self._failure!r}") from self._failure
+        return self._done
+
+    def _run(self) -> None:
+        try:
+            while not self._ending.is_set():
+                self._iterate()
+                self._done = Progress(self._done.iterations + 1, time.monotonic())
+        except BaseException as error:  # noqa: BLE001 (raised where the progress is asked for)
+            self._failure = error
 
 
 class Meter:
@@ -74,25 +130,32 @@ class Meter:
         return float(sum(row["power_w"] for row in self.rows()))
 
 
-def measure(meter: Meter, tokens: int, freq_mhz: int | None, iterate: Iterate, plan: Plan) -> Measured:
-    """``freq_mhz`` None: at the clock that runs, and nothing is set."""
-    _run_for(plan.warmup_s, iterate)
+def measure(meter: Meter, freq_mhz: int | None, load: Load, plan: Plan) -> Measured:
+    """Starts the load and stops it. ``freq_mhz`` None: at the clock that runs, and nothing is set."""
+    load.start()
+    try:
+        return _measured(meter, freq_mhz, load, plan)
+    finally:
+        load.stop()
+
+
+def _measured(meter: Meter, freq_mhz: int | None, load: Load, plan: Plan) -> Measured:
+    _until(time.monotonic() + plan.warmup_s, load)
     powers: list[float] = []
-    began_s = time.monotonic()
-    steady = False
+    began_s, steady = time.monotonic(), False
     while not steady and time.monotonic() - began_s < plan.settle_s:
-        _run_for(SAMPLE_S, iterate)
+        _until(time.monotonic() + SAMPLE_S, load)
         powers.append(meter.power_w())
         steady = steady_from(powers[-40:]) is not None
-    windows = [_window(meter, iterate, plan.window_s, shift_s) for shift_s in phase_shifts_s(plan.windows)]
+    windows = [_window(meter, load, plan.window_s, shift_s) for shift_s in phase_shifts_s(plan.windows)]
     observed_mhz = sum(window.clock_mhz for window in windows) / len(windows)
     return Measured(
-        tokens,
+        load.tokens,
         round(observed_mhz) if freq_mhz is None else freq_mhz,
         observed_mhz,
-        estimate([window.elapsed_s / window.iterations for window in windows]),
-        estimate([window.energy_j / window.elapsed_s for window in windows]),
-        estimate([window.energy_j / window.iterations for window in windows]),
+        estimate([window.iteration_s for window in windows]),
+        estimate([window.power_w for window in windows]),
+        estimate([window.power_w * window.iteration_s for window in windows]),
         steady,
         any(window.capped for window in windows),
     )
@@ -100,31 +163,30 @@ def measure(meter: Meter, tokens: int, freq_mhz: int | None, iterate: Iterate, p
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    elapsed_s: float
-    energy_j: float
-    iterations: int
+    iteration_s: float
+    power_w: float
     clock_mhz: float
     capped: bool
 
 
-def _window(meter: Meter, iterate: Iterate, window_s: float, shift_s: float) -> _Window:
-    """Iterations for ``window_s``, begun ``shift_s`` later, with the energy that the GPUs used in them."""
-    _run_for(shift_s, iterate)
-    before = meter.rows(0.0)
-    began_s = looked_s = time.monotonic()
-    iterations, clocks, capped = 0, [_clock(before)], False
-    while time.monotonic() - began_s < window_s:
-        iterate()
-        iterations += 1
-        if time.monotonic() - looked_s >= SAMPLE_S:
-            rows = meter.rows()
-            looked_s = time.monotonic()
-            clocks.append(_clock(rows))
-            capped = capped or any(set(row["events"] or ()) & {"power_cap", "thermal", "power_brake"} for row in rows)
-    after = meter.rows(0.0)
-    elapsed_s = time.monotonic() - began_s
-    power_w = sum(_mean_power_w(first, last) for first, last in zip(before, after, strict=True))
-    return _Window(elapsed_s, power_w * elapsed_s, iterations, sum(clocks) / len(clocks), capped)
+def _window(meter: Meter, load: Load, window_s: float, shift_s: float) -> _Window:
+    """``window_s`` of the load, begun ``shift_s`` later: power, and time from end to end of iterations."""
+    time.sleep(shift_s)
+    before, begun = meter.rows(0.0), load.progress()
+    ends_s = time.monotonic() + window_s
+    clocks, capped = [_clock(before)], False
+    while time.monotonic() < ends_s or load.progress().iterations < begun.iterations + 1:
+        time.sleep(SAMPLE_S)
+        rows = meter.rows()
+        clocks.append(_clock(rows))
+        capped = capped or any(set(row["events"] or ()) & CAPPED for row in rows)
+    after, ended = meter.rows(0.0), load.progress()
+    return _Window(
+        (ended.at_s - begun.at_s) / (ended.iterations - begun.iterations),
+        sum(_mean_power_w(first, last) for first, last in zip(before, after, strict=True)),
+        sum(clocks) / len(clocks),
+        capped,
+    )
 
 
 def _mean_power_w(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
@@ -139,10 +201,20 @@ def _clock(rows: Sequence[dict[str, Any]]) -> float:
     return min(float(row["clock_mhz"]) for row in rows)
 
 
-def _run_for(seconds: float, iterate: Iterate) -> None:
-    until_s = time.monotonic() + seconds
-    while time.monotonic() < until_s:
-        iterate()
+def _until(moment_s: float, load: Load) -> None:
+    while time.monotonic() < moment_s:
+        load.progress()
+        time.sleep(min(SAMPLE_S, max(0.0, moment_s - time.monotonic())))
+
+
+def at_rest(meter: Meter, seconds: float) -> float:
+    """Watts of these GPUs while nothing runs on them, contexts included."""
+    powers = []
+    ends_s = time.monotonic() + seconds
+    while time.monotonic() < ends_s:
+        powers.append(meter.power_w())
+        time.sleep(SAMPLE_S)
+    return sum(powers) / len(powers)
 
 
 @contextmanager
@@ -180,9 +252,6 @@ def _set(meter: Meter, owner: str, freq_mhz: int) -> None:
 
 def _renewing(meter: Meter, owner: str, ttl_s: float) -> Callable[[], None]:
     """Renews in a thread of its own, over a connection of its own: an iteration may be longer than the lease."""
-    import logging
-    import threading
-
     ending, client = threading.Event(), GpudClient(meter.client.path)
 
     def renew() -> None:
@@ -190,7 +259,7 @@ def _renewing(meter: Meter, owner: str, ttl_s: float) -> Callable[[], None]:
             try:
                 client.schedule(owner, meter.gpus, ttl_s)
             except GpudError as error:
-                logging.getLogger(__name__).warning("the lease is not renewed: %s", error)
+                log.warning("the lease is not renewed: %s", error)
 
     thread = threading.Thread(target=renew, name="profiler-lease", daemon=True)
     thread.start()

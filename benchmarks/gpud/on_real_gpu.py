@@ -30,7 +30,7 @@ import pynvml  # noqa: E402
 from actors.gpu.gpud_client import GpudClient, GpudError  # noqa: E402
 from actors.gpu.node_findings import node_findings  # noqa: E402
 from control_plane.hardware.steady_measurement import integral_j  # noqa: E402
-from wattray.profiler import Meter, Plan, measure  # noqa: E402
+from wattray.profiler import Meter, Plan, RepeatedCall, measure  # noqa: E402
 
 Report = dict[str, Any]
 
@@ -279,7 +279,9 @@ def process_cost(pid: int) -> Report:
 
 def profiled(client: GpudClient, uuid: str, load: TorchLoad) -> list[Report]:
     meter, plan = Meter(client, [uuid]), Plan(warmup_s=2.0, settle_s=10.0, window_s=5.0, windows=4)
-    return [asdict(measure(meter, tokens, None, load.iteration(tokens), plan)) for tokens in (64, 512, 4096)]
+    return [
+        asdict(measure(meter, None, RepeatedCall(tokens, load.iteration(tokens)), plan)) for tokens in (64, 512, 4096)
+    ]
 
 
 if __name__ == "__main__":
