@@ -15,6 +15,8 @@ from gpud.service import AlreadyRunningError, Service
 def main(arguments: Sequence[str] | None = None) -> int:
     """The process's exit code: 0 after SIGTERM, 1 where it cannot start."""
     options = parse_options(arguments)
+    # A thread that has an answer from the driver waits no longer than this for another to let go of the interpreter.
+    sys.setswitchinterval(0.0005)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s gpud %(levelname)s %(message)s", stream=sys.stderr)
     try:
         service = Service(options, _opener(options))

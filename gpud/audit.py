@@ -1,5 +1,6 @@
 """The audit: one line of JSON for every set, refusal, lapse and restoration, appended and never changed."""
 
+import asyncio
 import json
 import logging
 import os
@@ -22,6 +23,10 @@ class Audit:
         self._path, self._most_bytes = path, most_bytes
         self._lock = threading.Lock()
         self._open()
+
+    def note_soon(self, event: str, **what: Any) -> None:
+        """As ``note``, when the event loop has nothing else to do at this moment: the answer goes first."""
+        asyncio.get_running_loop().call_later(0.0, lambda: self.note(event, **what))
 
     def note(self, event: str, **what: Any) -> None:
         """What cannot be written is logged and stops nobody: a full disk must not keep a clock lowered."""

@@ -75,12 +75,14 @@ class Brought:
 
 
 class Card:
-    """``wanted`` says what the book wants of this GPU at the moment it is asked."""
+    """``wanted`` says what the book wants of this GPU at the moment it is asked, ``moves_often`` whether it is under a
+    schedule lease: then nobody reads back."""
 
     def __init__(
         self,
         gpu: Gpu,
         wanted: Callable[[str], tuple[str, Hold]],
+        moves_often: Callable[[str], bool],
         records: Records,
         left: Record | None,
         boot_id: str,
@@ -88,13 +90,16 @@ class Card:
     ) -> None:
         self.uuid = gpu.uuid
         self.thread = DriverThread(gpu, f"GPU {gpu.uuid}", hung_s)
-        self._wanted, self._records, self._boot_id = wanted, records, boot_id
+        self._wanted, self._moves_often = wanted, moves_often
+        self._records, self._boot_id = records, boot_id
         self._record = left
         self.in_force: Hold | None = None if left is not None else DEFAULT
         """What it was last set to by us; None: not known."""
         self.facts: Facts | None = None
         self.last: Look | None = None
         self.verdict: Verdict | None = None
+        self.set_at_s = time.monotonic()
+        """When it was last set: the clock follows only after a while."""
         self.listed = True
         """Whether the driver lists it."""
         self._silence: str | None = None
@@ -168,7 +173,8 @@ class Card:
             if target == DEFAULT and not owner:
                 self._forget()
             return Brought(target, before, None, False, None)
-        before_mhz, began_s = self._mhz(gpu), time.monotonic()
+        before_mhz = None if self._moves_often(self.uuid) else self._mhz(gpu)
+        began_s = time.monotonic()
         try:
             if target != DEFAULT:
                 self._check_ours(gpu)
@@ -178,7 +184,8 @@ class Card:
         except (GpuError, OSError) as failed:
             # Nothing was set: what is in force stays.
             return Brought(target, before, before_mhz, True, failed, time.monotonic() - began_s)
-        driver_s = time.monotonic() - began_s
+        self.set_at_s = time.monotonic()
+        driver_s = self.set_at_s - began_s
         self._settle_account(owner, target, before if not something_set else None, error)
         return Brought(target, before, before_mhz, True, error, driver_s)
 

@@ -93,7 +93,7 @@ class Executor:
         return brought
 
     def _note_set(self, card: Card, owner: str, brought: Brought, why: str, who: dict[str, int]) -> None:
-        self._audit.note(
+        self._audit.note_soon(
             "set",
             gpu=card.uuid,
             owner=owner or None,
@@ -160,12 +160,30 @@ class Executor:
 
     async def in_thread(self, card: Card, call: Callable[[Gpu], Value], urgent: bool = False) -> Value:
         """Raises what the call raises, and GpuBusyError where the driver does not answer in time."""
-        future = asyncio.wrap_future(card.thread.submit(call, urgent))
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Value] = loop.create_future()
+        running = card.thread.submit(call, urgent)
+
+        def settle() -> None:
+            if not answered.done():
+                error = running.exception()
+                if error is None:
+                    answered.set_result(running.result())
+                else:
+                    answered.set_exception(error)
+
+        def give_up() -> None:
+            if not answered.done():
+                running.cancel()
+                within = f"within {self._rules.hung_s:g} s"
+                answered.set_exception(GpuBusyError(f"GPU {card.uuid}: its driver has not answered {within}"))
+
+        running.add_done_callback(lambda done: None if done.cancelled() else loop.call_soon_threadsafe(settle))
+        timer = loop.call_later(self._rules.hung_s, give_up)
         try:
-            return await asyncio.wait_for(future, self._rules.hung_s)
-        except TimeoutError:
-            within = f"within {self._rules.hung_s:g} s"
-            raise GpuBusyError(f"GPU {card.uuid}: its driver has not answered {within}") from None
+            return await answered
+        finally:
+            timer.cancel()
 
 
 def shown(hold: Hold | None) -> dict[str, Any] | None:

@@ -74,7 +74,7 @@ class Guard:
                 self.audit.note("forgotten", gpu=uuid, why="the node has booted since; clocks do not outlive that")
                 self._records.remove(uuid)
                 left = None
-            card = Card(gpu, self._wanted, self._records, left, self._boot_id, self.rules.hung_s)
+            card = Card(gpu, self._wanted, self._moves_often, self._records, left, self._boot_id, self.rules.hung_s)
             self.cards[uuid], self._rates[uuid] = card, RateLimit()
             self.book.admit(uuid, card.in_force)
             new.append(card)
@@ -90,6 +90,10 @@ class Guard:
         if lease is None:
             return "", DEFAULT
         return owner_name(lease.owner), Hold(self._scheduled_mhz.get(uuid)) if lease.hold is None else lease.hold
+
+    def _moves_often(self, uuid: str) -> bool:
+        lease = self.book.lease(uuid)
+        return lease is not None and lease.hold is None
 
     # requests
 
@@ -201,7 +205,10 @@ class Guard:
                 continue
             self._scheduled_mhz[uuid] = clock
             cards.append(card)
-        await asyncio.gather(*(self._set_one(card, peer, answer) for card in cards))
+        if len(cards) == 1:
+            await self._set_one(cards[0], peer, answer)
+        else:
+            await asyncio.gather(*(self._set_one(card, peer, answer) for card in cards))
         return answer
 
     async def _set_one(self, card: Card, peer: Peer, answer: Answer) -> None:
@@ -316,6 +323,8 @@ class Guard:
             log.warning("%s", error)
             return
         if card.facts is None or card.in_force is None or card.in_force.freq_mhz != held_mhz:
+            return
+        if look.at_s - card.set_at_s < self.rules.settle_s:
             return
         found = verdict(held_mhz, card.facts.step_mhz, look.sample)
         times, again_s = self._drift.get(card.uuid, (0, 0.0))

@@ -92,7 +92,7 @@ Request = Read | Lock | LimitPower | Schedule | SetScheduled | Reset
 def parse_frame(line: bytes) -> tuple[object, dict[str, Any]]:
     """The request's id (null, a number or a short text) and its fields. Raises RefusedError."""
     try:
-        fields = json.loads(line.decode("utf-8"), parse_constant=_no_number)
+        fields = _DECODER.decode(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise _bad(f"not one line of JSON: {error}") from None
     if not isinstance(fields, dict):
@@ -248,6 +248,9 @@ def _is_text(value: Any, most: int) -> bool:
 
 def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number)
 
 
 def _shown(value: Any) -> str:

@@ -83,7 +83,7 @@ class GpudClient:
 
     def set(self, owner: str, clocks_mhz: Mapping[str, int | None], epoch: int = 0) -> Granted:
         """Clocks now, under a schedule lease; None is full clock. Raises GpudError."""
-        return self._granted({"op": "lock", "owner": owner, "epoch": epoch, "set": dict(clocks_mhz)})
+        return self._granted({"op": "lock", "set": dict(clocks_mhz), "owner": owner, "epoch": epoch})
 
     def reset(self, owner: str | None, gpus: Sequence[str] | None = None, why: str = "") -> Granted:
         """End the owner's leases, or everybody's. Raises GpudError."""
@@ -117,7 +117,7 @@ class GpudClient:
         deadline_s = time.monotonic() + self._timeout_s
         fresh = self._socket is None
         self._number += 1
-        line = json.dumps({"id": self._number, **fields}).encode() + b"\n"
+        line = json.dumps({**fields, "id": self._number}).encode() + b"\n"
         try:
             self._connected().sendall(line)
             return self._answer(deadline_s)

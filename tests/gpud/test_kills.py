@@ -17,7 +17,7 @@ from tests_support import ROOT
 
 from control_plane.leases import Hold
 
-TTL_S = 1.0
+TTL_S = 0.6
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ from actors.gpu.gpud_client import GpudClient
 from control_plane.leases import Hold
 client = GpudClient(Path(sys.argv[1]))
 while True:
-    client.lock("client", {sys.argv[2]: Hold(1200)}, 1.0)
+    client.lock("client", {sys.argv[2]: Hold(1200)}, 0.6)
     print("held", flush=True)
     time.sleep(0.2)
 """
@@ -90,7 +90,7 @@ def test_a_client_that_is_killed_or_stopped_loses_its_lease_within_the_ttl(
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as client:
         assert client.stdout is not None
         client.stdout.readline()
-        time.sleep(1.5)
+        time.sleep(0.9)
         assert locks(fake)[0] == 1200
         client.send_signal(number)
         began_s = time.monotonic()

@@ -17,7 +17,7 @@ from fake_nvml import FakeNvml
 from gpud_process import eventually
 from tests_support import ROOT, free_ports
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 CONFIG = """
 gpu: {count: 12, driver: nvml, control: act, lease_ttl_s: 4}

@@ -18,7 +18,7 @@ from tests_support import ROOT
 from control_plane.hardware.profile_file import parse_profile
 from wattray.profiler import Meter, Plan, ProfilerError, RepeatedCall, clock_lease, measure
 
-QUICK = Plan(warmup_s=0.1, settle_s=1.0, window_s=0.5, windows=3, lease_ttl_s=2.0)
+QUICK = Plan(warmup_s=0.1, settle_s=1.0, window_s=0.5, windows=2, lease_ttl_s=2.0)
 
 
 class Site:
@@ -55,9 +55,9 @@ def test_clocks_go_back_when_the_sweep_fails(site: Site) -> None:
 
 
 def test_a_lease_is_renewed_while_an_iteration_lasts(site: Site) -> None:
-    with clock_lease(site.meter, "profiler", 0.6) as set_clock:
+    with clock_lease(site.meter, "profiler", 0.4) as set_clock:
         set_clock(1200)
-        time.sleep(1.5)
+        time.sleep(0.6)
         assert site.fake.gpu(0).lock_high == 1200
     eventually(lambda: site.fake.gpu(0).lock_high == 0)
 
@@ -89,6 +89,7 @@ def profile_run(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(whole, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=100)
 
 
+@pytest.mark.soak
 def test_a_callable_swept_over_clocks_becomes_a_profile_that_planners_read(site: Site, tmp_path: Path) -> None:
     out = tmp_path / "profile.json"
     load = ("--callable", "profiled_load:iteration", "--tokens", "1,512", "--clocks", "1200,1980")
@@ -154,6 +155,7 @@ def test_an_endpoint_is_profiled_at_the_present_clock(site: Site, tmp_path: Path
 def test_what_cannot_be_measured_is_one_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
     needed = ["--gpu", "GPU-x", "--kv-tokens", "1", "--out", str(tmp_path / "p.json"), "--name", "x"]
     command = [sys.executable, "-m", "wattray", "profile", "run", *needed, *words]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    shown = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=100)
     assert (shown.returncode, shown.stderr.count("\n")) == (2, 1)
     assert told in shown.stderr
