@@ -6,6 +6,7 @@ never replayed. The record on disk is written before the first set and removed a
 
 import logging
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -47,7 +48,7 @@ class Facts:
 
     def at_most(self, freq_mhz: int) -> int:
         """The highest supported clock not above this one."""
-        return max((mhz for mhz in self.clocks_mhz if mhz <= freq_mhz), default=self.clocks_mhz[0])
+        return self.clocks_mhz[max(0, bisect_right(self.clocks_mhz, freq_mhz) - 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,6 @@ MOST_IN_FLIGHT = 32
 """Requests of one connection that are worked on at once; the next ones are read when one of them is answered."""
 MOST_CONNECTIONS = 256
 HEAR_OUT_S = 1.0
-QUICK = b'{"op": "lock", "set"'
-"""How our own clients begin a scheduled set."""
 SO_PEERGROUPS = 59
 MOST_GROUPS = 256
 
@@ -90,98 +88,32 @@ class Server:
     """``state`` tells how gpud is, as part of every answer to ``read``."""
 
     def __init__(self, guard: Guard, door: Door, state: Callable[[], dict[str, Any]]) -> None:
-        self._guard, self._door, self._state = guard, door, state
-        self._connections: set[asyncio.Task[Any]] = set()
+        self.guard, self.door, self._state = guard, door, state
+        self.connections: set[_Connection] = set()
         self.asked_s = time.monotonic()
         """When somebody asked last."""
 
     async def serve(self, path: Path) -> asyncio.Server:
-        listening = self._door.open_at(path)
-        return await asyncio.start_unix_server(self._connected, sock=listening, limit=MOST_FRAME_BYTES)
+        listening = self.door.open_at(path)
+        return await asyncio.get_running_loop().create_unix_server(lambda: _Connection(self), sock=listening)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            peer, groups = _peer(writer.get_extra_info("socket"))
-            if not self._door.lets_in(peer.uid, groups):
-                self._guard.audit.note("refused", uid=peer.uid, pid=peer.pid, kind=ErrorKind.FORBIDDEN)
-                error = RefusedError(ErrorKind.FORBIDDEN, f"user {peer.uid} may not talk to gpud")
-                await _send(writer, None, _failure(error))
-                await _hear_out(reader, writer)
-            elif len(self._connections) > MOST_CONNECTIONS:
-                await _send(writer, None, _failure(RefusedError(ErrorKind.BUSY, "too many connections")))
-                await _hear_out(reader, writer)
-            else:
-                await self._converse(reader, writer, peer)
-        except (ConnectionError, BrokenPipeError, asyncio.IncompleteReadError):
-            pass  # whoever asked is gone; what it asked for is under a lease
-        except asyncio.CancelledError:
-            pass  # gpud ends
-        finally:
-            self._connections.discard(task)
-            writer.close()
-
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
-        room, sending = asyncio.Semaphore(MOST_IN_FLIGHT), asyncio.Lock()
-        working: set[asyncio.Task[None]] = set()
-        while True:
-            try:
-                line = await reader.readuntil(b"\n")
-            except asyncio.IncompleteReadError as error:
-                if error.partial:
-                    self._note_refusal(peer, RefusedError(ErrorKind.BAD_REQUEST, "the connection ended in a request"))
-                break
-            except (asyncio.LimitOverrunError, ValueError):
-                refusal = RefusedError(ErrorKind.BAD_REQUEST, f"a request is at most {MOST_FRAME_BYTES} bytes")
-                self._note_refusal(peer, refusal)
-                async with sending:
-                    await _send(writer, None, _failure(refusal))
-                await _hear_out(reader, writer)
-                return
-            if line.startswith(QUICK) and not sending.locked():
-                # A scheduled set is answered before the next request of this connection is read: that saves a task.
-                await self._answer(line, writer, peer, None, sending)
-                continue
-            await room.acquire()
-            task = asyncio.get_running_loop().create_task(self._answer(line, writer, peer, room, sending))
-            working.add(task)
-            task.add_done_callback(working.discard)
-        if working:
-            await asyncio.wait(working)
-
-    async def _answer(
-        self,
-        line: bytes,
-        writer: asyncio.StreamWriter,
-        peer: Peer,
-        room: asyncio.Semaphore | None,
-        sending: asyncio.Lock,
-    ) -> None:
+    async def answer(self, line: bytes, peer: Peer) -> bytes:
+        """The answer to one request, a line too."""
         named: object = None
         try:
             named, fields = parse_frame(line)
             content = await self._do(fields, peer)
         except RefusedError as error:
-            self._note_refusal(peer, error)
-            content = _failure(error)
+            content = self.refused(peer, error)
         except Exception as error:
             log.exception("a request failed in a way that should not be possible")
             content = _failure(RefusedError(ErrorKind.DRIVER, f"gpud failed: {type(error).__name__}: {error}"))
-        finally:
-            if room is not None:
-                room.release()
-        try:
-            async with sending:
-                await _send(writer, named, content)
-        except ConnectionError:
-            return
+        return _line(named, content)
 
     async def _do(self, fields: dict[str, Any], peer: Peer) -> dict[str, Any]:
         request = parse_request(fields)
         self.asked_s = time.monotonic()
-        guard = self._guard
+        guard = self.guard
         match request:
             case Read():
                 return {"ok": True, "gpus": await rows(guard, request), **self._state()}
@@ -198,19 +130,101 @@ class Server:
             case _:
                 assert_never(request)
 
-    def _note_refusal(self, peer: Peer, error: RefusedError) -> None:
-        self._guard.audit.note("refused", uid=peer.uid, pid=peer.pid, kind=error.kind, message=str(error)[:300])
+    def refused(self, peer: Peer, error: RefusedError) -> dict[str, Any]:
+        """Noted in the audit, and the answer that tells it."""
+        self.guard.audit.note("refused", uid=peer.uid, pid=peer.pid, kind=error.kind, message=str(error)[:300])
+        return _failure(error)
 
 
-async def _hear_out(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Closing with something unread would throw the answer away that was just sent."""
-    writer.write_eof()
-    try:
-        async with asyncio.timeout(HEAR_OUT_S):
-            while await reader.read(MOST_FRAME_BYTES):
-                pass
-    except TimeoutError:
-        return
+class _Connection(asyncio.Protocol):
+    """Cuts what comes into lines; each is worked on at once, so many at a time. A peer that does not take its answers
+    is not read from either."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._rest = b""
+        self._working: set[asyncio.Task[None]] = set()
+        self._refusing = self._full = self._peer_ended = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._peer, groups = _peer(transport.get_extra_info("socket"))
+        self._server.connections.add(self)
+        if not self._server.door.lets_in(self._peer.uid, groups):
+            self._refuse(RefusedError(ErrorKind.FORBIDDEN, f"user {self._peer.uid} may not talk to gpud"))
+        elif len(self._server.connections) > MOST_CONNECTIONS:
+            self._refuse(RefusedError(ErrorKind.BUSY, "too many connections"))
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusing:
+            return
+        self._rest += data
+        self._begin_requests()
+
+    def _begin_requests(self) -> None:
+        begin = 0
+        while not self._refusing and len(self._working) < MOST_IN_FLIGHT:
+            end = self._rest.find(b"\n", begin)
+            if (len(self._rest) if end < 0 else end) - begin > MOST_FRAME_BYTES:
+                self._refuse(RefusedError(ErrorKind.BAD_REQUEST, f"a request is at most {MOST_FRAME_BYTES} bytes"))
+                return
+            if end < 0:
+                break
+            task = asyncio.get_running_loop().create_task(self._answer(self._rest[begin:end]))
+            begin = end + 1
+            self._working.add(task)
+            task.add_done_callback(self._answered)
+        self._rest = self._rest[begin:]
+        self._read_on()
+
+    async def _answer(self, line: bytes) -> None:
+        self._transport.write(await self._server.answer(line, self._peer))
+
+    def _answered(self, task: "asyncio.Task[None]") -> None:
+        self._working.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("an answer was not sent: %r", task.exception())
+        self._begin_requests()
+        if self._peer_ended and not self._working and not self._refusing:
+            self._transport.close()
+
+    def _read_on(self) -> None:
+        """Or not, while too much of this connection is being worked on or its answers are not taken."""
+        if self._transport.is_closing():
+            return
+        if self._full or len(self._working) >= MOST_IN_FLIGHT:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        self._full = True
+        self._read_on()
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._read_on()
+
+    def eof_received(self) -> bool:
+        """Whether the connection stays open for answers that are still due."""
+        if self._rest and not self._refusing:
+            self._server.refused(self._peer, RefusedError(ErrorKind.BAD_REQUEST, "the connection ended in a request"))
+        self._peer_ended = True
+        return bool(self._working) and not self._refusing
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """What the peer asked for is under a lease and goes on."""
+        self._server.connections.discard(self)
+
+    def _refuse(self, error: RefusedError) -> None:
+        """Say so, and listen to what the peer still sends for a moment: closing with something unread would throw the
+        answer away."""
+        self._refusing, self._rest = True, b""
+        self._transport.write(_line(None, self._server.refused(self._peer, error)))
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        asyncio.get_running_loop().call_later(HEAR_OUT_S, self._transport.close)
 
 
 def _peer(connection: Any) -> tuple[Peer, frozenset[int]]:
@@ -232,6 +246,5 @@ def _failure(error: RefusedError) -> dict[str, Any]:
     return {"ok": False, "error": {"kind": error.kind, "message": str(error)}}
 
 
-async def _send(writer: asyncio.StreamWriter, named: object, content: dict[str, Any]) -> None:
-    writer.write(json.dumps({"id": named, **content}).encode() + b"\n")
-    await writer.drain()
+def _line(named: object, content: dict[str, Any]) -> bytes:
+    return json.dumps({"id": named, **content}).encode() + b"\n"

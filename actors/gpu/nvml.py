@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -138,7 +139,7 @@ class NvmlGpu:
             raise GpuNotSupportedError(f"GPU {self.uuid}: its clocks cannot be locked; limit its power instead")
         if not clocks[0] <= max_mhz <= clocks[-1]:
             raise ValueError(f"GPU {self.uuid}: {max_mhz} MHz is outside {clocks[0]}..{clocks[-1]} MHz")
-        highest = max(mhz for mhz in clocks if mhz <= max_mhz)
+        highest = clocks[bisect_right(clocks, max_mhz) - 1]
         self._do(
             Feature.CLOCK_LOCK,
             f"locking at {highest} MHz",

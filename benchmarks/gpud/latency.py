@@ -114,12 +114,14 @@ def hang(gpud: GpudProcess, fake: FakeNvml, own_ms: float) -> Report:
 
 def scheduled(gpud: GpudProcess, fake: FakeNvml, driver_ms: float, times: int = 1000) -> Report:
     """Sets under a schedule lease on one GPU, 40 a second; less the driver's own call, as gpud measured each."""
-    uuid, client, taken = fake.gpu(3).uuid, gpud.client, []
+    uuid, client, taken, until_set = fake.gpu(3).uuid, gpud.client, [], []
     client.schedule("bench", [uuid], 60)
     audited = len(gpud.audit())
     for number in range(times):
         mhz = (1200, 1500)[number % 2]
+        asked_ns = time.monotonic_ns()
         taken.append(taken_ms(lambda mhz=mhz: client.set("bench", {uuid: mhz})))  # type: ignore[misc]
+        until_set.append((fake.gpu(3).history()[-1][3] - asked_ns) / 1e6)
         time.sleep(max(0.0, 0.025 - driver_ms / 1000))
         if number % 400 == 0:
             client.schedule("bench", [uuid], 60)
@@ -128,7 +130,8 @@ def scheduled(gpud: GpudProcess, fake: FakeNvml, driver_ms: float, times: int = 
     # A call of the driver lasts as long as it was told to and as the operating system's sleep takes longer.
     driver = [row["driver_ms"] for row in sets]
     over = [all_ms - own_ms for all_ms, own_ms in zip(taken, driver, strict=True)]
-    return {"beyond_the_driver": spread(over), "driver": spread(driver)}
+    before = [set_ms - own_ms for set_ms, own_ms in zip(until_set, driver, strict=True)]
+    return {"until_it_is_set": spread(before), "until_the_answer": spread(over), "driver": spread(driver)}
 
 
 def steady(gpud: GpudProcess, fake: FakeNvml, seconds: float = 10.0) -> Report:

@@ -238,6 +238,7 @@ def test_another_user_is_refused_even_where_the_socket_is_open_to_all(gpud: Gpud
         "event": "refused",
         "uid": 65534,
         "kind": "forbidden",
+        "message": "user 65534 may not talk to gpud",
     }
 
 
