@@ -192,6 +192,7 @@ def test_a_killed_gpud_of_its_own_is_started_again_and_restored_from(tmp_path: P
     assert charged.state(1).target_mhz == 990
     found.keeper.look_after()
     eventually(lambda: charged.state(1).target_mhz == 1980)
+    eventually(found.keeper._answers)
     found.client.schedule("job", [charged.uuid_of(1)], 30)
     charged.lock_freq(1, 990)
     again = found.keeper._process
