@@ -250,6 +250,13 @@ class ReplicaView:
         return self.state in (ReplicaState.STARTING, ReplicaState.READY)
 
 
+class IdleGpus(StrEnum):
+    """What GPUs cost that no replica holds."""
+
+    RELEASED = "released"
+    CHARGED = "charged"
+
+
 @dataclass(frozen=True, slots=True)
 class QueuedPrompt:
     """A request that waits for its first token, as the replica's queue holds it."""
@@ -274,26 +281,3 @@ class QueueView:
     """Sum of the contexts of the requests that are decoding."""
     kv_used_tokens: int
     kv_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSnapshot:
-    """All that a pool's controller may look at. ``reactive`` is the load of the last seconds, from ARRIVALS
-    (completions hide overload); ``forecast`` is the upper prediction for the next planning period."""
-
-    now_s: float
-    pool: PoolName
-    gpu_budget: int
-    reactive: Load
-    forecast: Load
-    replicas: tuple[ReplicaView, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterSnapshot:
-    """All that the cluster's controller may look at."""
-
-    now_s: float
-    gpus: int
-    forecast: Mapping[PoolName, Load]
-    gpu_budgets: Mapping[PoolName, int]

@@ -148,6 +148,8 @@ class Settings(_Part):
 
     policy: str = "wattray"
     """Serving policy by name, see ``control_plane.serving.policies.registry``."""
+    phases: Literal["auto", "together"] = "auto"
+    """`auto` lets a policy run prefill and decode on different replicas where engines hand KV caches over."""
     profile: str = "llama2-70b-h100"
     """Energy profile by name (`wattray profile list` shows them), or a profile file's path or its text."""
     profile_correction: bool = True

@@ -206,9 +206,9 @@ class Dispatcher:
             async with aclosing(self._calls.stream(app, replica_id, replace(request, waited_s=waited_s))) as chunks:
                 async for chunk in chunks:
                     if tokens == 0 and chunk.tokens > 0:
-                        self._host.first_token(request.request_id, replica_id)
                         if flight.ttft_s is None:
                             flight.ttft_s = self._clock_s() - flight.began_s
+                        self._host.first_token(request.request_id, replica_id, request.input_tokens, flight.ttft_s)
                     tokens += chunk.tokens
                     if chunk.finish_reason is not None:
                         ended = flight.finished = True

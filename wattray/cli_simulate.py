@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from control_plane.domain import IdleGpus
 from control_plane.text_edges import printable
 from wattray.faults import faults_explained
 from wattray.output_files import check_folder, check_outputs, json_text, write_text
@@ -26,13 +26,6 @@ if TYPE_CHECKING:
 
 Told = Callable[[str, float], None]
 """What is being done, and the share of it that is done."""
-
-
-class Idle(StrEnum):
-    """What GPUs cost that no replica holds."""
-
-    RELEASED = "released"
-    CHARGED = "charged"
 
 
 TraceOption = Annotated[str, typer.Option("--trace", help="A file, or synthetic:conv or synthetic:code.")]
@@ -52,7 +45,7 @@ LengthsOption = Annotated[
 ]
 ProfileOption = Annotated[str, typer.Option(help="Energy profile: a name or a file.")]
 GpusOption = Annotated[int | None, typer.Option(min=1, help="GPUs there are; as many as wanted by default.")]
-IdleOption = Annotated[Idle, typer.Option(help="What GPUs cost that no replica holds: nothing, or idle power.")]
+IdleOption = Annotated[IdleGpus, typer.Option(help="What GPUs cost that no replica holds: nothing, or idle power.")]
 
 
 def simulate_command(
@@ -62,7 +55,7 @@ def simulate_command(
     scale: ScaleOption = 1.0,
     profile: ProfileOption = "llama2-70b-h100",
     policies: Annotated[str, typer.Option(help="Comma-separated names.")] = "wattray,single-pool",
-    idle: IdleOption = Idle.RELEASED,
+    idle: IdleOption = IdleGpus.RELEASED,
     run: Annotated[Path | None, typer.Option(help="Keep every decision and request record here.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report with plots here.")] = None,
@@ -95,7 +88,7 @@ def simulate_command(
         )
         with _progress(console) as told:
             requests = _loaded(wanted, machine, told, console)
-            question = comparison.Question(requests, machine, settings, names, gpus, comparison.Idle(idle.value), share)
+            question = comparison.Question(requests, machine, settings, names, gpus, idle, share)
             keep = partial(write_policy_run, run) if run is not None else _nothing_kept
             answer = comparison.compare(question, time.process_time, told, keep)
         results = as_json(answer, names, requests)
@@ -116,7 +109,7 @@ def bound_command(
     gpus: GpusOption = None,
     scale: ScaleOption = 1.0,
     profile: ProfileOption = "llama2-70b-h100",
-    idle: IdleOption = Idle.RELEASED,
+    idle: IdleOption = IdleGpus.RELEASED,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     hours: HoursOption = 1.0,
     seed: SeedOption = 0,
@@ -142,13 +135,13 @@ def bound_command(
         machine = named_profile(profile)
         settings = settings_for(machine, slo)
         share = checked_attainment(attainment)
-        if idle is Idle.CHARGED and gpus is None:
+        if idle is IdleGpus.CHARGED and gpus is None:
             raise GpuBudgetError("--idle charged needs --gpus here: how many GPUs are billed?")
         wanted = TraceRequest(
             trace, trace_format, scale, hours, seed, time_unit, read_percentiles(lengths, "--lengths")
         )
         tables = {tp: ShapeTables.of(machine, tp) for tp in machine.tps}
-        billed = gpus if idle is Idle.CHARGED and gpus is not None else 0
+        billed = gpus if idle is IdleGpus.CHARGED and gpus is not None else 0
         with _progress(console) as told:
             requests = _loaded(wanted, machine, told, console)
             until_s = requests.duration_s + SETTLE_S

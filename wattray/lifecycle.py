@@ -11,6 +11,7 @@ from actors import runtime
 from actors.ray_address import running_ray
 from actors.runtime import Installation
 from control_plane.domain import Load, ReplicaState
+from control_plane.serving.policies.phases_apart import NoHandOverError
 from control_plane.serving.policies.registry import GpuBudgetError, UnknownPolicyError
 from control_plane.settings import Settings
 from serve_apps import app
@@ -148,7 +149,7 @@ def _start_apps(
 def _check_policy(settings: Settings) -> None:
     try:
         Installation(settings, "", "").policy()
-    except (UnknownPolicyError, GpuBudgetError) as error:
+    except (UnknownPolicyError, GpuBudgetError, NoHandOverError) as error:
         raise WattrayError(f"policy {settings.policy}, gpu.count {settings.gpu.count}: {error}") from None
 
 

@@ -30,7 +30,7 @@ from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.profiles import load_profile
 from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.hardware.shape_tables import ShapeTables
-from control_plane.serving.policy import Governor
+from control_plane.serving.policy import Governor, Needs
 from control_plane.serving.routing import Candidate
 from control_plane.simulation.fleet import Fleet
 from control_plane.simulation.outcome import Simulated
@@ -44,6 +44,7 @@ BLOCK_TOKENS = 512
 class RoundRobin:
     """Replica i mod n: the peer's way, at next to no cost."""
 
+    needs = Needs()
     splits_phases = False
 
     def __init__(self, replicas: int) -> None:
@@ -67,7 +68,7 @@ class RoundRobin:
     ) -> ReplicaId | None:
         raise NotImplementedError("phases are together")
 
-    def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
+    def first_token(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
         pass
 
     def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
@@ -83,6 +84,7 @@ class RoundRobin:
 class PhasesApart(RoundRobin):
     """Prefill on a third of the replicas, decode on the others, both in turn."""
 
+    needs = Needs()
     splits_phases = True
 
     def first_replicas(self) -> Sequence[SetReplicas]:

@@ -10,7 +10,7 @@ from control_plane.hardware.gpu_model import IDLE, GpuSpec
 from control_plane.hardware.replica_model import IterationTimes, ReplicaLimits
 
 
-class MachineProfile(Protocol):
+class SteppedMachine(Protocol):
     """The part of a profile that a simulation steps: iteration times, limits and the GPU's power."""
 
     @property
@@ -38,7 +38,7 @@ class ShapeTables:
         self._power_w: dict[int, tuple[float, ...]] = {}
 
     @classmethod
-    def of(cls, profile: MachineProfile, tp: int) -> "ShapeTables":
+    def of(cls, profile: SteppedMachine, tp: int) -> "ShapeTables":
         return cls(profile.times(tp), profile.limits(tp), profile.gpu, tp)
 
     def alpha_ps(self, freq_mhz: int) -> Sequence[int]:

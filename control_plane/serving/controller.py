@@ -8,22 +8,13 @@ import math
 from collections.abc import Mapping
 
 from control_plane.actions import Action, SetFrequency, SetGpuBudget, Step
-from control_plane.domain import (
-    ClassLoad,
-    ClusterSnapshot,
-    InputClass,
-    Load,
-    PoolName,
-    PoolSnapshot,
-    ReplicaId,
-    ReplicaState,
-    Shape,
-)
+from control_plane.domain import ClassLoad, InputClass, Load, PoolName, ReplicaId, ReplicaState, Shape
 from control_plane.ports import EnergyProfile
 from control_plane.serving.frequency_policy import FrequencyPolicy
 from control_plane.serving.pool_policy import PoolPlan, least_power_plan, plan_at
 from control_plane.serving.reconcile import reconcile
 from control_plane.serving.reconfiguration_cost import ReconfigurationCost, start_energy_j
+from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
 from control_plane.settings import PoolSettings, Settings
 
 TRICKLE_RPS = 0.05

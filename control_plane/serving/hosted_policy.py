@@ -5,12 +5,14 @@ share one thread and hear of each other at the control steps.
 """
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 from control_plane.actions import Action, SetReplicas, Step
-from control_plane.domain import Load, PoolName, ReplicaId, ReplicaView, Role
+from control_plane.domain import Load, PoolName, ReplicaId, ReplicaView, Role, Slo
+from control_plane.serving.arrival_log import ArrivalLog
 from control_plane.serving.hosting import ClusterHost, PoolHost, RouterHost
 from control_plane.serving.load_forecast import Forecast, WindowForecaster
-from control_plane.serving.policy import Governor, Policy, RoutedRequest
+from control_plane.serving.policy import Governor, Needs, Policy, RoutedRequest
 from control_plane.serving.routing import Candidate
 from control_plane.settings import ForecastSettings
 
@@ -21,18 +23,30 @@ MAX_TOKENS = 4096
 class HostedPolicy:
     """Implements ``simulation.fleet.Fleet`` for any policy."""
 
-    def __init__(self, policy: Policy, settings: ForecastSettings, gpus: int, first_load: Load | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        settings: ForecastSettings,
+        gpus: int,
+        first_load: Load | None = None,
+        slo: Slo | None = None,
+    ) -> None:
         """``gpus`` are all that the cluster has; ``first_load`` is what it should be ready for at once."""
         self._policy, self._gpus = policy, gpus
         self._first_load = first_load or Load()
-        self._router = RouterHost(policy)
+        self._router = RouterHost(policy, slo=slo)
         self._pools = {pool.pool: PoolHost(policy, pool.pool) for pool in policy.pools}
         self._cluster = ClusterHost(policy)
+        self._log = ArrivalLog()
         self._forecaster = WindowForecaster(settings, self._first_load, 0.0)
 
     @property
     def takes_quickest(self) -> bool:
         return self._policy.takes_quickest
+
+    @property
+    def needs(self) -> Needs:
+        return self._policy.needs
 
     @property
     def splits_phases(self) -> bool:
@@ -61,8 +75,8 @@ class HostedPolicy:
     ) -> ReplicaId | None:
         return self._router.route_decode(now_s, request_id, input_tokens, candidates)
 
-    def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
-        self._router.first_token(request_id, replica_id)
+    def first_token(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
+        self._router.first_token(request_id, replica_id, input_tokens, ttft_s)
 
     def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
         self._router.ended(request_id, replica_id, input_tokens, output_tokens)
@@ -71,15 +85,29 @@ class HostedPolicy:
         self._router.dropped(request_id, replica_id)
 
     def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step:
-        for arrival in self._router.take_arrivals():
-            self._forecaster.observe(arrival)
-        forecast = self._forecaster.forecast(now_s)
+        forecast = self._forecast(now_s)
         actions: list[Action] = []
         if self._cluster.due(now_s, self._gpus):
             actions += self._cluster.step(now_s, self._gpus, forecast).actions
         actions += self._step_pools(now_s, forecast, replicas)
         wake_at_s = min([self._cluster.next_plan_s, *(host.wake_at_s for host in self._pools.values())])
         return Step(tuple(actions), wake_at_s)
+
+    def _forecast(self, now_s: float) -> Forecast:
+        needs, forecast = self._policy.needs, Forecast()
+        arrivals = self._router.take_arrivals()
+        if needs.forecast:
+            for arrival in arrivals:
+                self._forecaster.observe(arrival)
+            forecast = self._forecaster.forecast(now_s)
+        if needs.recent:
+            add = self._log.add
+            for at_s, input_tokens, output_tokens in arrivals:
+                add(at_s, input_tokens, output_tokens)
+            self._log.answers(self._router.take_answers())
+            if self._cluster.due(now_s, self._gpus):
+                forecast = replace(forecast, recent=self._log.recent(now_s))
+        return forecast
 
     def _step_pools(
         self, now_s: float, forecast: Forecast, replicas: Sequence[tuple[PoolName, ReplicaView]]

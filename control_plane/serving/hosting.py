@@ -9,29 +9,28 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from control_plane.actions import SetGpuBudget, Step
-from control_plane.domain import (
-    ClusterSnapshot,
-    Load,
-    PoolName,
-    PoolSnapshot,
-    ReplicaId,
-    ReplicaView,
-)
+from control_plane.domain import InputClass, Load, PoolName, ReplicaId, ReplicaView, Slo
+from control_plane.serving.arrival_log import Answers
 from control_plane.serving.load_forecast import Arrival, Forecast
 from control_plane.serving.policy import Needs, Policy, RoutedRequest
 from control_plane.serving.routing import Candidate, Route
+from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
 from control_plane.settings import PoolSettings
 
 
 class RouterHost:
     """The policy's router, and the arrivals that the load forecaster has not been told of yet."""
 
-    def __init__(self, policy: Policy, keep_arrivals: int = 100_000) -> None:
-        """``keep_arrivals``: of more arrivals that nobody takes, the oldest are forgotten."""
+    def __init__(self, policy: Policy, keep_arrivals: int = 100_000, slo: Slo | None = None) -> None:
+        """``keep_arrivals``: of more arrivals that nobody takes, the oldest are forgotten. ``slo``: which first tokens
+        are late."""
         self._router = policy.router()
         self._sees_slo = policy.needs.request_slo
         self._keep_arrivals = keep_arrivals
         self._arrivals: list[Arrival] = []
+        self._sees_past, self._slo = policy.needs.recent, slo or Slo()
+        self._finished: list[int] = []
+        self._answered = self._late = 0
 
     def admit(self, now_s: float, request: RoutedRequest) -> float:
         """Note an arrival once it is certain that it will be served; returns its expected output tokens."""
@@ -56,10 +55,24 @@ class RouterHost:
     ) -> ReplicaId | None:
         return self._router.route_decode(now_s, key, input_tokens, candidates)
 
-    def first_token(self, key: Hashable, replica_id: ReplicaId) -> None:
+    def first_token(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
+        """The client has its first token, ``ttft_s`` after it asked."""
+        if self._sees_past:
+            self._answered += 1
+            self._late += ttft_s > self._slo.ttft_s(InputClass.of(input_tokens))
         self._router.first_token(key, replica_id)
 
+    def take_answers(self) -> Answers:
+        """What became of requests since the last call; nothing unless the policy needs the past."""
+        taken = Answers(self._answered, self._late, tuple(self._finished))
+        self._finished, self._answered, self._late = [], 0, 0
+        return taken
+
     def ended(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
+        if self._sees_past:
+            self._finished.append(output_tokens)
+            if len(self._finished) > self._keep_arrivals:
+                del self._finished[: self._keep_arrivals // 2]
         self._router.ended(key, replica_id, input_tokens, output_tokens)
 
     def dropped(self, key: Hashable, replica_id: ReplicaId) -> None:
@@ -141,7 +154,7 @@ class ClusterHost:
     def step(self, now_s: float, gpus: int, forecast: Forecast) -> Step:
         """Plan for the GPUs that are really there; ``budgets`` follow the step's actions."""
         by_pool = {pool.pool: forecast.upper.only(pool.input_classes) for pool in self._pools}
-        step = self._controller.step(ClusterSnapshot(now_s, gpus, by_pool, self._budgets))
+        step = self._controller.step(ClusterSnapshot(now_s, gpus, by_pool, self._budgets, forecast.recent))
         for action in step.actions:
             if isinstance(action, SetGpuBudget):
                 self._budgets[action.pool] = action.gpus

@@ -8,13 +8,14 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from control_plane.domain import ClassLoad, InputClass, Load
+from control_plane.serving.arrival_log import Arrivals
 from control_plane.settings import ForecastSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """One arrival as the router saw it; ``expected_output_tokens`` is predicted."""
 
     at_s: float
@@ -28,6 +29,8 @@ class Forecast:
 
     reactive: Load = field(default_factory=Load)
     upper: Load = field(default_factory=Load)
+    recent: Arrivals = field(default_factory=Arrivals.none)
+    """The arrivals of the last hour, where a policy needs them."""
 
 
 class ArrivalWindow:

@@ -14,22 +14,15 @@ a policy is written once. ``Policy`` says which parts there are and what they ne
 """
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from control_plane.actions import Step
-from control_plane.domain import (
-    ClusterSnapshot,
-    Load,
-    PoolName,
-    PoolSnapshot,
-    QueueView,
-    ReplicaId,
-    RequestSlo,
-    Role,
-)
+from control_plane.domain import Load, PoolName, QueueView, ReplicaId, RequestSlo, Role
 from control_plane.hardware.machine_profile import MachineProfile
+from control_plane.serving.arrival_log import Arrivals
 from control_plane.serving.routing import Candidate, Route
+from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
 from control_plane.settings import PoolSettings, Settings
 
 
@@ -46,6 +39,10 @@ class Needs:
     """``power_w``."""
     latencies: bool = False
     """``ttft_p99_s`` and ``tbt_p99_s`` over the host's last minute."""
+    recent: bool = False
+    """``ClusterSnapshot.recent``: the arrivals of the last hour."""
+    forecast: bool = True
+    """``PoolSnapshot.reactive`` and the forecasts."""
     request_slo: bool = False
     """``RoutedRequest.slo``: limits that the client set for this one request."""
 
@@ -115,6 +112,15 @@ class ClusterController(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """What it takes to send a prompt's KV cache from a prefill to a decode replica."""
+
+    bytes_per_token: float
+    link_bytes_per_s: float
+    """Of one replica, to one on another node."""
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """What a policy is built for."""
 
@@ -126,6 +132,10 @@ class Site:
     """What a GPU that no replica holds is billed."""
     first_load: Load
     """What the operator said to be ready for at once."""
+    first_arrivals: Arrivals = field(default_factory=Arrivals.none)
+    """Recorded arrivals to be ready for at once, from time 0 on."""
+    hand_over: HandOver | None = None
+    """None where engines cannot hand a prefilled request over."""
 
 
 class Policy(Protocol):

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from control_plane.baselines.single_pool import SinglePool
-from control_plane.domain import Slo
+from control_plane.domain import IdleGpus, Slo
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.request_columns import RequestColumns
 from control_plane.hardware.shape_tables import ShapeTables
@@ -27,13 +26,6 @@ ROOM_FACTOR = 4
 """`As many GPUs as wanted`: this many times the baseline's fleet, and at least a few nodes."""
 
 
-class Idle(StrEnum):
-    """What GPUs cost that no replica holds."""
-
-    RELEASED = "released"
-    CHARGED = "charged"
-
-
 @dataclass(slots=True)
 class Effort:
     """CPU seconds of the runs that are reported, of the policies in them, and of the sizing search."""
@@ -52,7 +44,7 @@ class Question:
     settings: Settings
     policies: tuple[str, ...]
     gpus: int | None = None
-    idle: Idle = Idle.RELEASED
+    idle: IdleGpus = IdleGpus.RELEASED
     attainment: float = 0.99
     startup_s: float | None = None
 
@@ -62,7 +54,7 @@ class Question:
 
     def idle_gpus(self, baseline_gpus: int) -> int:
         """How many GPUs are billed even when nothing holds them."""
-        return 0 if self.idle is Idle.RELEASED else (self.gpus or baseline_gpus)
+        return 0 if self.idle is IdleGpus.RELEASED else (self.gpus or baseline_gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +99,7 @@ def compare(
     baseline_gpus = replicas * tp
     gpus = max(64, ROOM_FACTOR * baseline_gpus) if question.gpus is None else question.gpus
     idle_gpus = question.idle_gpus(baseline_gpus)
-    idle_gpu_w = 0.0 if question.idle is Idle.RELEASED else profile.gpu.idle_w
+    idle_gpu_w = 0.0 if question.idle is IdleGpus.RELEASED else profile.gpu.idle_w
     for name in question.policies:
         if name != SINGLE_POOL:
             fleet = hosted_policy(name, trace, question.settings, profile, gpus, idle_gpu_w)

@@ -5,12 +5,17 @@ from typing import Protocol, runtime_checkable
 
 from control_plane.actions import SetReplicas, Step
 from control_plane.domain import PoolName, ReplicaId, ReplicaView, Role
-from control_plane.serving.policy import Governor
+from control_plane.serving.policy import Governor, Needs
 from control_plane.serving.routing import Candidate
 
 
 class Fleet(Protocol):
     """The policies of a whole cluster."""
+
+    @property
+    def needs(self) -> Needs:
+        """What its controllers want to see of replicas."""
+        ...
 
     @property
     def splits_phases(self) -> bool:
@@ -36,7 +41,7 @@ class Fleet(Protocol):
         where phases are apart."""
         ...
 
-    def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None: ...
+    def first_token(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None: ...
     def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None: ...
     def dropped(self, request_id: Hashable, replica_id: ReplicaId) -> None:
         """The replica failed with the request on it; the request will be routed anew."""

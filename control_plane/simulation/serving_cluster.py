@@ -23,6 +23,7 @@ from control_plane.simulation.cluster.replicas import Replicas, candidate_of
 from control_plane.simulation.cluster.sampling import Sampling
 from control_plane.simulation.cluster.scaling import Scaling
 from control_plane.simulation.cluster.times import ClusterTimes, NodeFailure
+from control_plane.simulation.cluster.views import ReplicaViews
 from control_plane.simulation.event_loop import NOWHERE, EventLoop
 from control_plane.simulation.fleet import Fleet, QuickestFleet
 from control_plane.simulation.outcome import Simulated
@@ -122,7 +123,9 @@ class SimulatedCluster:
         self._roomy = most_tokens <= min(t.limits.kv_tokens for t in self._tables.values())
         self._loop = loop = self._make_loop(trace)
         learns_nothing = self._self_routing is not None
-        self._asked = AskedFleet(self._fleet, trace, self._replicas.names, self._policy_clock_s, learns_nothing)
+        self._asked = AskedFleet(
+            self._fleet, trace, self._columns, self._replicas.names, self._policy_clock_s, learns_nothing
+        )
         self._scaling = Scaling(
             self._tables,
             self._times,
@@ -134,6 +137,7 @@ class SimulatedCluster:
             loop,
         )
         self._kv = KvTransfers(self._times, trace, self._columns, self._asked, self._replicas, loop)
+        self._views = ReplicaViews(self._fleet.needs, self._slo, trace, self._columns, self._replicas)
         self._governors = Governors(self._profile.gpu, self._slo, trace, loop)
 
     def _make_loop(self, trace: Trace) -> EventLoop:
@@ -308,7 +312,7 @@ class SimulatedCluster:
 
     def _control(self) -> None:
         now_s = self._now_ps / PS_PER_S
-        step = self._asked.step(now_s, [(hosted.pool, hosted.view(self._now_ps)) for hosted in self._replicas])
+        step = self._asked.step(now_s, self._views.at(self._now_ps))
         for action in step.actions:
             self._decisions.append((now_s, action))
             self._act(action)

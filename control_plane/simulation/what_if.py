@@ -2,17 +2,23 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from control_plane.baselines.single_pool import SinglePool
 from control_plane.domain import Load, Request, Slo
 from control_plane.hardware.machine_profile import MachineProfile
+from control_plane.hardware.replica_model import PS_PER_S
+from control_plane.serving.arrival_log import Arrivals
 from control_plane.serving.hosted_policy import HostedPolicy
 from control_plane.serving.load_forecast import load_of
 from control_plane.serving.policies.registry import make_policy
-from control_plane.serving.policy import Site
+from control_plane.serving.policy import HandOver, Site
 from control_plane.settings import Settings
-from control_plane.simulation.serving_cluster import Simulated, SimulatedCluster
+from control_plane.simulation.serving_cluster import ClusterTimes, Simulated, SimulatedCluster
 from control_plane.simulation.trace import Trace
 
+KNOWN_S = 600.0
+"""Of a trace's beginning that policies may know beforehand, as an operator knows yesterday."""
 EXPECTED_OUTPUT_TOKENS = 200
 """What the hint for a warm start assumes: lengths of answers are not known yet."""
 
@@ -31,14 +37,25 @@ def hosted_policy(
     first = trace.between(0.0, hint_s)
     pairs = [(tokens, EXPECTED_OUTPUT_TOKENS) for tokens in first.input_tokens.tolist()]
     hint = load_of(pairs, hint_s) if pairs else Load()
-    site = Site(settings, profile.with_slo(settings.planning_slo()), gpus, idle_gpu_w, hint)
-    return HostedPolicy(make_policy(name, site), forecast, gpus, hint)
+    known = trace.between(0.0, min(hint_s, KNOWN_S))
+    inputs = known.input_tokens.astype(float)
+    arrivals = Arrivals(
+        known.arrival_ps / PS_PER_S, inputs, np.full(len(inputs), float(EXPECTED_OUTPUT_TOKENS)), np.empty(0)
+    )
+    times = ClusterTimes()
+    apart = settings.phases == "auto"
+    hand_over = HandOver(times.kv_bytes_per_token, times.kv_link_bytes_per_s) if apart else None
+    planning = profile.with_slo(settings.planning_slo())
+    site = Site(settings, planning, gpus, idle_gpu_w, hint, arrivals, hand_over)
+    return HostedPolicy(make_policy(name, site), forecast, gpus, hint, settings.slo.slo())
 
 
 def simulate_wattray(
     requests: Trace | Sequence[Request], settings: Settings, profile: MachineProfile, until_s: float | None = None
 ) -> Simulated:
-    """wattray on a trace and on all the serving GPUs of the settings, idle ones billed."""
+    """wattray on a trace and on all the serving GPUs of the settings, idle ones billed. Phases together: the engines
+    that run live hand nothing over."""
+    settings = settings.model_copy(update={"phases": "together"})
     trace = requests if isinstance(requests, Trace) else Trace.of(requests)
     gpus = settings.serving_gpus
     fleet = hosted_policy("wattray", trace, settings, profile, gpus, profile.gpu.idle_w)

@@ -8,14 +8,15 @@ from actors.messages import Held, Orders, ReplicaReport
 from actors.peers import PeerAwayError
 from actors.pool_manager import FORECAST_STALE_S, PoolManager, PoolRules
 from control_plane.actions import Action, SetFrequency, SetGovernor, SetGpuBudget, SetPowerLimit, SetReplicas, Step
-from control_plane.domain import ClassLoad, InputClass, Load, PoolName, PoolSnapshot, ReplicaId, ReplicaState, Role
+from control_plane.domain import ClassLoad, InputClass, Load, PoolName, ReplicaId, ReplicaState, Role
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.leases import Hold
 from control_plane.serving.hosting import PoolHost
 from control_plane.serving.load_forecast import Forecast
+from control_plane.serving.policies.combined import CombinedPolicy
 from control_plane.serving.policies.registry import make_policy
-from control_plane.serving.policies.wattray import WattrayPolicy
 from control_plane.serving.policy import PoolController, Site
+from control_plane.serving.snapshots import PoolSnapshot
 from control_plane.settings import Settings
 
 PROFILE = RooflineProfile()
@@ -24,7 +25,7 @@ LONG = SETTINGS.pool_settings(PoolName("long"))
 SITE = Site(SETTINGS, PROFILE, 32, PROFILE.gpu.idle_w, Load())
 
 
-class Scripted(WattrayPolicy):
+class Scripted(CombinedPolicy):
     """A policy whose pool controller does what a test says, once."""
 
     def __init__(self, *actions: Action) -> None:
@@ -51,7 +52,7 @@ class World:
     """What the manager touches, and what it did."""
 
     def __init__(
-        self, policy: WattrayPolicy | None = None, control: Literal["act", "recommend"] = "act", settle_s: float = 0.0
+        self, policy: CombinedPolicy | None = None, control: Literal["act", "recommend"] = "act", settle_s: float = 0.0
     ) -> None:
         self.now_s = 0.0
         self.load = Load({InputClass.LONG: ClassLoad(1.0, 2000, 200)})

@@ -19,7 +19,7 @@ from control_plane.domain import PoolName, QueueView, ReplicaState, Role
 from control_plane.hardware.gpu_model import H100_SXM
 from control_plane.leases import Hold
 from control_plane.serving.policies import registry
-from control_plane.serving.policies.wattray import WattrayPolicy
+from control_plane.serving.policies.combined import CombinedPolicy
 from control_plane.serving.policy import Governor, Needs
 from control_plane.settings import parse_settings
 from serve_apps import replica as replica_module
@@ -35,7 +35,7 @@ class FullClockWhileBusy:
         return 1980 if queue.queued or queue.decoding else 1200
 
 
-class ToyPolicy(WattrayPolicy):
+class ToyPolicy(CombinedPolicy):
     needs = Needs(kv_use=True)
 
     def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:

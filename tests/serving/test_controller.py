@@ -5,19 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane.actions import SetFrequency, SetGpuBudget, SetReplicas
-from control_plane.domain import (
-    ClassLoad,
-    ClusterSnapshot,
-    InputClass,
-    Load,
-    PoolName,
-    PoolSnapshot,
-    ReplicaId,
-    ReplicaState,
-    ReplicaView,
-)
+from control_plane.domain import ClassLoad, InputClass, Load, PoolName, ReplicaId, ReplicaState, ReplicaView
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.serving.controller import LeastPowerCluster, LeastPowerPool, share_gpus
+from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
 from control_plane.settings import parse_settings
 
 PROFILE = RooflineProfile()

@@ -15,16 +15,7 @@ from actors.load_forecaster import LoadForecaster
 from actors.messages import Decision, GpuReading, Held, PoolStatus, ReplicaReport
 from actors.pool_manager import STALE_S, PoolManager, PoolRules
 from control_plane.actions import Action, SetFrequency, SetGpuBudget, SetReplicas, Step
-from control_plane.domain import (
-    ClusterSnapshot,
-    InputClass,
-    Load,
-    PoolName,
-    PoolSnapshot,
-    ReplicaState,
-    ReplicaView,
-    Role,
-)
+from control_plane.domain import InputClass, Load, PoolName, ReplicaState, ReplicaView, Role
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.leases import Hold
 from control_plane.serving.hosted_policy import MAX_TOKENS, HostedPolicy
@@ -42,6 +33,7 @@ from control_plane.serving.policy import (
     Router,
     Site,
 )
+from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
 from control_plane.settings import PoolSettings, Settings, parse_settings
 from control_plane.simulation.serving_cluster import SimulatedCluster
 from control_plane.simulation.trace import Trace

@@ -11,7 +11,7 @@ from control_plane.baselines.single_pool import SinglePool
 from control_plane.domain import PoolName, ReplicaId, ReplicaView, Role, Slo
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.hardware.shape_tables import ShapeTables
-from control_plane.serving.policy import Governor
+from control_plane.serving.policy import Governor, Needs
 from control_plane.serving.routing import Candidate
 from control_plane.settings import Settings
 from control_plane.simulation.bound import energy_bound
@@ -37,6 +37,7 @@ class FrugalFleet:
         self._load: dict[ReplicaId, int] = {}
         self._clocked: set[ReplicaId] = set()
 
+    needs = Needs()
     splits_phases = False
 
     def first_replicas(self) -> Sequence[SetReplicas]:
@@ -71,7 +72,7 @@ class FrugalFleet:
         self._load[chosen.replica_id] = load[chosen.replica_id] + 1
         return chosen
 
-    def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
+    def first_token(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
         pass
 
     def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
@@ -95,6 +96,7 @@ class FrugalFleet:
 class FrugalSplitFleet(FrugalFleet):
     """The same with prefill and decode on replicas of their own."""
 
+    needs = Needs()
     splits_phases = True
 
     @property

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -16,7 +17,7 @@ from control_plane.domain import PoolName, QueueView, ReplicaId, ReplicaState, R
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.hardware.replica_model import ReplicaLimits
 from control_plane.hardware.shape_tables import ShapeTables
-from control_plane.serving.policy import Governor
+from control_plane.serving.policy import Governor, Needs
 from control_plane.serving.routing import Candidate
 from control_plane.settings import Settings
 from control_plane.simulation import compiled_loop, serving_cluster
@@ -54,6 +55,7 @@ class ErraticFleet:
             if splits_phases
             else {PoolName("p"): Role.COMBINED}
         )
+        self.needs = Needs(kv_use=True, queued_tokens=True, power=True, latencies=True)
         self.splits_phases, self._governs = splits_phases, governs
         self.log: list[tuple[str, Hashable, Hashable]] = []
 
@@ -81,7 +83,7 @@ class ErraticFleet:
         self.log.append(("route", request_id, chosen.replica_id))
         return chosen.pool, chosen.replica_id
 
-    def first_token(self, request_id: Hashable, replica_id: ReplicaId) -> None:
+    def first_token(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
         self.log.append(("first", request_id, replica_id))
 
     def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
@@ -93,7 +95,8 @@ class ErraticFleet:
     def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step:
         actions: list[Action] = []
         for _, view in replicas:
-            self.log.append(("seen", (view.waiting, view.running, view.oldest_wait_s), view.replica_id))
+            power_w = None if view.power_w is None else round(view.power_w, 6)
+            self.log.append(("seen", replace(view, power_w=power_w), view.replica_id))
             freq_mhz = self._random.choice(PROFILE.gpu.freqs_mhz[::9])
             if view.state is ReplicaState.READY and self._random.random() < 0.7:
                 if self._governs and view.tp != 4 and self._random.random() < 0.7:

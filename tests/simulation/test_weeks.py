@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from control_plane.baselines.single_pool import SinglePool
-from control_plane.domain import Slo
+from control_plane.domain import IdleGpus, Slo
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.settings import Settings
@@ -78,7 +78,7 @@ def test_an_excerpt_only_guesses_the_fleet(monkeypatch: pytest.MonkeyPatch, kind
 def test_no_fleet_plays_the_trace_twice_and_every_run_is_kept_once() -> None:
     trace = synthetic_trace("conv", 0.05, 2.0, seed=1)
     names, kept = set(), []
-    question = comparison.Question(trace, PROFILE, Settings(), ("wattray",), idle=comparison.Idle.CHARGED)
+    question = comparison.Question(trace, PROFILE, Settings(), ("wattray",), idle=IdleGpus.CHARGED)
     answer = comparison.compare(
         question, lambda: 0.0, lambda name, _share: names.add(name), lambda name, _outcome: kept.append(name)
     )

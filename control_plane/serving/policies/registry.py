@@ -3,12 +3,16 @@
 import difflib
 from collections.abc import Callable, Mapping
 
+from control_plane.serving.policies.combined import CombinedPolicy
+from control_plane.serving.policies.phases_apart import PhasesApart
 from control_plane.serving.policies.single_pool import SinglePoolPolicy
-from control_plane.serving.policies.wattray import WattrayPolicy
+from control_plane.serving.policies.wattray import wattray
 from control_plane.serving.policy import Policy, Site
 
 POLICIES: Mapping[str, Callable[[Site], Policy]] = {
-    "wattray": WattrayPolicy,
+    "wattray": wattray,
+    "combined": CombinedPolicy,
+    "phases-apart": PhasesApart.at,
     "single-pool": SinglePoolPolicy.filling,
 }
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Self
 
 from control_plane.actions import SetGpuBudget, SetReplicas, Step
-from control_plane.domain import ClusterSnapshot, InputClass, PoolName, PoolSnapshot, Role
+from control_plane.domain import InputClass, PoolName, Role
 from control_plane.serving.ledger_router import LedgerRouter
 from control_plane.serving.policy import ClusterController, Governor, Needs, PoolController, RoutedRequest, Router, Site
 from control_plane.serving.routing import Candidate, Route, quickest
+from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
 from control_plane.settings import PoolSettings
 
 POOL = PoolName("single-pool")

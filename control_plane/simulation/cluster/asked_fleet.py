@@ -6,6 +6,7 @@ from itertools import pairwise
 from control_plane.actions import Step
 from control_plane.domain import PoolName, ReplicaId, ReplicaView
 from control_plane.hardware.replica_model import PS_PER_S
+from control_plane.hardware.request_columns import RequestColumns
 from control_plane.serving.routing import Candidate
 from control_plane.simulation.fleet import Fleet
 from control_plane.simulation.trace import Trace
@@ -23,11 +24,13 @@ class AskedFleet:
         self,
         fleet: Fleet,
         trace: Trace,
+        columns: RequestColumns,
         names: Sequence[tuple[PoolName, ReplicaId]],
         clock_s: Callable[[], float] | None,
         learns_nothing: bool,
     ) -> None:
         self._fleet, self._names, self._clock_s, self._learns_nothing = fleet, names, clock_s, learns_nothing
+        self._columns = columns
         self._inputs, self._outputs = trace.input_tokens.data, trace.output_tokens.data
         self._clock_cost_s = _cost_s(clock_s) if clock_s else 0.0
         self._noted: list[int] = []
@@ -84,6 +87,7 @@ class AskedFleet:
     def _tell(self) -> None:
         first_token, ended, names = self._fleet.first_token, self._fleet.ended, self._names
         inputs, outputs = self._inputs, self._outputs
+        first_ps, arrivals = self._columns.first_token_ps, self._columns.arrival_ps
         noted, self._noted = self._noted, []
         for entry in noted:
             position = entry >> 1 & _POSITION
@@ -91,7 +95,8 @@ class AskedFleet:
             if entry & 1:
                 ended(position, replica_id, inputs[position], outputs[position])
             else:
-                first_token(position, replica_id)
+                ttft_s = (first_ps[position] - arrivals[position]) / PS_PER_S
+                first_token(position, replica_id, inputs[position], ttft_s)
 
     def _start(self) -> float:
         return self._clock_s() if self._clock_s else 0.0

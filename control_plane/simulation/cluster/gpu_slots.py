@@ -12,7 +12,7 @@ class GpuSlots:
         self._unlimited = gpus is None
         count = 0 if gpus is None else gpus
         self._free = [min(GPUS_PER_NODE, count - first) for first in range(0, count, GPUS_PER_NODE)]
-        self._hosted = [0] * len(self._free)
+        self._loaded = [0] * len(self._free)
         self._down: set[int] = set()
         self.held = 0
 
@@ -23,7 +23,7 @@ class GpuSlots:
         if not whole and self._unlimited:
             whole = [len(self._free)]
             self._free.append(GPUS_PER_NODE)
-            self._hosted.append(0)
+            self._loaded.append(0)
         if whole:
             chosen = [min(whole, key=lambda node: self._free[node])] * count
         else:
@@ -33,19 +33,24 @@ class GpuSlots:
             return None
         for node in chosen:
             self._free[node] -= 1
-            self._hosted[node] += 1
         self.held += count
         return tuple(chosen)
 
-    def give_back(self, nodes: Sequence[int]) -> None:
+    def loaded(self, nodes: Sequence[int]) -> None:
+        """A replica on these GPUs has loaded the model."""
+        for node in nodes:
+            self._loaded[node] += 1
+
+    def give_back(self, nodes: Sequence[int], was_loaded: bool) -> None:
         for node in nodes:
             self._free[node] += 1
-            self._hosted[node] -= 1
+            self._loaded[node] -= was_loaded
         self.held -= len(nodes)
 
-    def holds_weights(self, nodes: Sequence[int]) -> bool:
-        """Whether other replicas sit on all of a replica's nodes: the weights are in host memory there."""
-        return all(self._hosted[node] > nodes.count(node) for node in set(nodes))
+    def hold_weights(self, nodes: Sequence[int]) -> bool:
+        """Whether replicas that have loaded the model run on all these nodes: the weights are in host memory there. A
+        replica that only starts has none to share yet."""
+        return all(self._loaded[node] > 0 for node in nodes)
 
     def fail(self, node: int) -> None:
         self._down.add(node)

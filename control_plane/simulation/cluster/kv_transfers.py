@@ -1,7 +1,10 @@
 """KV caches on their way from prefill to decode replicas.
 
-A transfer has the link to itself: its time depends on its size alone (``travel_ps``). A model in which transfers share
-links replaces that function; the event loop holds what is on its way and says when it arrived.
+A replica's link is a queue at each end: it sends one cache after the other and receives one after the other, in the
+order in which prefills end, each at the full rate. A cache is received while it is sent; one that waits for its
+receiver does not keep the sender's next one from leaving, as networks that share a link among flows behave. Replicas on
+the same node use NVLink, others the network adapter; the two do not wait for each other. The event loop holds what
+is on its way and says when it arrived.
 """
 
 from dataclasses import dataclass
@@ -14,6 +17,8 @@ from control_plane.simulation.cluster.replicas import Hosted, Replicas
 from control_plane.simulation.cluster.times import ClusterTimes
 from control_plane.simulation.event_loop import EventLoop
 from control_plane.simulation.trace import Trace
+
+_SENDS, _RECEIVES = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class KvTransfers:
         self._times, self._columns, self._fleet = times, columns, fleet
         self._inputs, self._outputs = trace.input_tokens.data, trace.output_tokens.data
         self._replicas, self._loop = replicas, loop
+        self._free_ps: dict[tuple[int, int, bool], int] = {}
+        """By replica, end and whether inside a node: until when the link is booked."""
         self.waiting: list[int] = []
         """Requests that no decode replica could take when they were prefilled; their replicas hold the KV caches."""
 
@@ -55,12 +62,25 @@ class KvTransfers:
         target = self._replicas.by_id[chosen]
         if inputs + self._outputs[position] > target.kv_tokens:
             return TooLarge(target)
-        arrives_ps = now_ps + self.travel_ps(inputs)
-        self._loop.send_kv(position, self._columns.replica[position], target.number, arrives_ps)
+        source = self._columns.replica[position]
+        self._loop.send_kv(position, source, target.number, self._arrival_ps(position, source, target, now_ps))
         return None
 
-    def travel_ps(self, input_tokens: int) -> int:
-        """How long the KV cache of a prompt takes, at least 1 ps."""
+    def _arrival_ps(self, position: int, source: int, target: Hosted, now_ps: int) -> int:
+        """When the KV cache of a prompt arrives that was prefilled just now, at least 1 ps later; books both ends of
+        the link for it."""
         times = self._times
-        kv_bytes = input_tokens * times.kv_bytes_per_token
-        return max(1, round((times.kv_latency_s + kv_bytes / times.kv_link_bytes_per_s) * PS_PER_S))
+        inside = self._inside_a_node(source, target)
+        bytes_per_s = times.kv_node_bytes_per_s if inside else times.kv_link_bytes_per_s
+        whole_ps = round(self._inputs[position] * times.kv_bytes_per_token / bytes_per_s * PS_PER_S)
+        sender, receiver = (source, _SENDS, inside), (target.number, _RECEIVES, inside)
+        ready_ps = self._columns.started_ps[position] if times.kv_streamed else now_ps
+        sent_ps = max(ready_ps, self._free_ps.get(sender, 0)) + whole_ps
+        received_ps = max(sent_ps, self._free_ps.get(receiver, 0) + whole_ps)
+        self._free_ps[sender], self._free_ps[receiver] = sent_ps, received_ps
+        ends_ps = max(received_ps, now_ps + whole_ps // times.kv_layers)
+        return max(now_ps + 1, ends_ps + round(times.kv_latency_s * PS_PER_S))
+
+    def _inside_a_node(self, source: int, target: Hosted) -> bool:
+        sender = self._replicas.get(source)
+        return sender is not None and len({*sender.nodes, *target.nodes}) == 1

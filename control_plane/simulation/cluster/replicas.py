@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Role, advance
+from control_plane.domain import PoolName, ReplicaId, ReplicaState, Role, advance
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.serving.policy import Governor
@@ -36,12 +36,6 @@ class Hosted:
     def counts(self) -> bool:
         """It serves or is about to."""
         return self.state in (ReplicaState.STARTING, ReplicaState.READY)
-
-    def view(self, now_ps: int) -> ReplicaView:
-        engine = self.engine
-        wait_s = engine.oldest_wait_ps(now_ps) / PS_PER_S
-        mhz, waiting, running = engine.target_mhz, engine.waiting, engine.running
-        return ReplicaView(self.replica_id, self.tp, mhz, self.state, waiting, running, wait_s, self.role)
 
 
 class Replicas:

@@ -75,6 +75,7 @@ class Scaling:
         if hosted is None or hosted.state is not ReplicaState.STARTING:
             return False
         self._replicas.advance(hosted, ReplicaState.READY)
+        self._slots.loaded(hosted.nodes)
         return True
 
     def stop_drained(self, hosted: Hosted, now_ps: int) -> None:
@@ -84,7 +85,7 @@ class Scaling:
 
     def stop(self, hosted: Hosted, now_ps: int) -> None:
         self._billing.charge_idle(now_ps, self._slots.held)
-        self._slots.give_back(hosted.nodes)
+        self._slots.give_back(hosted.nodes, hosted.state is not ReplicaState.STARTING)
         self._billing.stopped(hosted, now_ps)
         self._replicas.advance(hosted, ReplicaState.STOPPED)
         self._loop.remove(hosted.number)
@@ -116,9 +117,11 @@ class Scaling:
         replica_id = ReplicaId(f"{pool}-tp{tp}-{number + 1}")
         kv_tokens = tables.limits.kv_tokens
         self._replicas.add(Hosted(number, replica_id, pool, tp, role, nodes, engine, state, kv_tokens, governor))
-        if not warm:
+        if warm:
+            self._slots.loaded(nodes)
+        else:
             self.reconfigurations += 1
-            here = self._slots.holds_weights(nodes)
+            here = self._slots.hold_weights(nodes)
             start_s = self._times.weights_here_start_s if here else self._times.cold_start_s
             self._events.push(now_ps + round(start_s * PS_PER_S), Event.READY, number)
         return True
