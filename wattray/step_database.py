@@ -182,7 +182,7 @@ def step_times(spec: EngineSpec, tp: int, batch_tokens: int, batch_requests: int
         )
         handle.decode_step_latency(1, 128, 2)
         handle.predict_prefill_latency(1, 128, 0)
-    except (ValueError, KeyError, RuntimeError, AttributeError, NotImplementedError) as error:
+    except (ValueError, LookupError, RuntimeError, AttributeError, AssertionError, ArithmeticError) as error:
         raise ProfileError(f"{told}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
     kv_tokens = int(memory["total_kv_size_tokens"]) * spec.attention_dp
     if kv_tokens < batch_tokens:

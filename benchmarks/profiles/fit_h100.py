@@ -94,7 +94,7 @@ def read_points(folder: Path) -> Points:
 
 def predicted(fit: ShareFit, points: Points, rows: Rows) -> tuple[Floats, Floats, Floats]:
     """(seconds, watts, clock) of these points as the profile runs them: at the clock that the power limit allows."""
-    gpu = share_gpu(fit)
+    gpu = share_gpu()
     found = np.zeros((3, len(rows)))
     for tp in np.unique(points.tp[rows]).tolist():
         own = points.tp[rows] == tp

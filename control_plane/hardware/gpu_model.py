@@ -14,7 +14,8 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """How hard a GPU works: shares in [0, 1] of its SM power and of its memory power."""
+    """How hard a GPU works: shares of its SM power and of its memory power. Above 1 where the work would draw more than
+    the GPU model's own figures, which only its power limit keeps it from."""
 
     sm: float = 0.0
     mem: float = 0.0

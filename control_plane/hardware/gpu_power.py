@@ -62,15 +62,14 @@ class GpuPower:
 
     def spec(self, freqs_mhz: Sequence[int] | None = None) -> GpuSpec:
         """As the GPU model simulates it, with these clocks or all."""
-        steady_w = self.busy.watts + self.memory.watts
-        top = self.freqs_mhz[-1]
+        top, share = self.freqs_mhz[-1], self.limit_w / H100_SXM.power_limit_w
         return GpuSpec(
             name=self.name,
             freqs_mhz=tuple(freqs_mhz or self.freqs_mhz),
             idle_w=self.idle.watts,
             context_w=self.context.watts,
-            mem_w=steady_w,
-            sm_w=steady_w + self.compute.watts,
+            mem_w=H100_SXM.mem_w * share,
+            sm_w=H100_SXM.sm_w * share,
             knee_mhz=round(H100_SXM.knee_mhz * top / H100_SXM.max_freq_mhz),
             knee_voltage_ratio=H100_SXM.knee_voltage_ratio,
             power_limit_w=self.limit_w,

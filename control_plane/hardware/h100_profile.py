@@ -42,15 +42,16 @@ def h100_fit() -> H100Fit:
     return H100Fit.model_validate_json(text)
 
 
-def share_gpu(share: ShareFit) -> GpuSpec:
-    """The measured H100 with the fitted powers: idle 77.6 W without a context and 123.6 W with one."""
+def share_gpu() -> GpuSpec:
+    """The measured H100: idle 77.6 W without a context and 123.6 W with one. Its memory and SM powers are those of
+    ``H100_SXM``, in whose shares the activities of training are given too."""
     return GpuSpec(
         name=H100_SXM.name,
         freqs_mhz=H100_SXM.freqs_mhz,
         idle_w=77.6,
         context_w=123.6,
-        mem_w=share.busy_w + share.memory_w,
-        sm_w=share.busy_w + share.memory_w + share.compute_w,
+        mem_w=H100_SXM.mem_w,
+        sm_w=H100_SXM.sm_w,
         knee_mhz=H100_SXM.knee_mhz,
         knee_voltage_ratio=H100_SXM.knee_voltage_ratio,
         power_limit_w=700.0,
@@ -60,7 +61,7 @@ def share_gpu(share: ShareFit) -> GpuSpec:
 
 def llama2_70b_h100(slo: Slo) -> MachineProfile:
     part, model = h100_fit(), LLAMA2_70B
-    gpu = share_gpu(part.share)
+    gpu = share_gpu()
     costs = EngineCosts(ENGINE_OVERHEAD_S, model.layers, part.all_reduce)
     limits = {tp: kv_limits(model, tp, BATCH_TOKENS) for tp in sorted(part.all_reduce)}
     return MachineProfile(

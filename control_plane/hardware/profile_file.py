@@ -333,8 +333,7 @@ def _modelled_power(file: ProfileFile) -> Powers:
             np.interp(tokens, at, [watts or 0.0 for watts in column]).tolist()
             for column in zip(*((point.steady_w, point.clocked_w) for point in shape.points), strict=True)
         ]
-    mem_w = max(1e-9, file.gpu.mem_w, *(max(steady) for steady, _ in found.values()))
-    sm_w = max(1e-9, file.gpu.sm_w, *(max(clocked) for _, clocked in found.values()))
+    mem_w, sm_w = max(1e-9, file.gpu.mem_w), max(1e-9, file.gpu.sm_w)
     return _spec(file, mem_w, sm_w, file.gpu.sm_shares), {
         tp: [Activity(sm=c / sm_w, mem=s / mem_w) for s, c in zip(steady, clocked, strict=True)]
         for tp, (steady, clocked) in found.items()

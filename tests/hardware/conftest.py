@@ -57,3 +57,8 @@ def measurements() -> Path:
 @pytest.fixture(scope="session")
 def fit_h100() -> ModuleType:
     return load_module(ROOT / "benchmarks" / "profiles" / "fit_h100.py")
+
+
+@pytest.fixture(scope="session")
+def on_real_gpu() -> ModuleType:
+    return load_module(ROOT / "benchmarks" / "profiles" / "on_real_gpu.py")

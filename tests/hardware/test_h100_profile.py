@@ -12,8 +12,8 @@ from control_plane.hardware.h100_profile import NAME, h100_fit, share_gpu
 from control_plane.hardware.profiles import load_profile
 from control_plane.hardware.share_fit import AllReduceFit, EngineCosts
 
-GPU = share_gpu(h100_fit().share)
-FULL = Activity(sm=0.95, mem=0.1)
+GPU = share_gpu()
+FULL = Activity(sm=2.4, mem=0.3)
 
 
 def test_the_embedded_fit_is_that_of_the_measured_points(fit_h100: ModuleType, measurements: Path) -> None:
@@ -39,7 +39,7 @@ def test_the_power_limit_holds_the_clock_of_heavy_work_and_not_of_light_work() -
     below = max(freq for freq in GPU.freqs_mhz if freq <= held_mhz)
     assert GPU.power_w(below, 1, FULL) < GPU.power_limit_w
     assert GPU.power_w(below + 15, 1, FULL) == GPU.power_limit_w
-    assert GPU.held_mhz(Activity(sm=0.2, mem=0.5)) == GPU.max_freq_mhz
+    assert GPU.held_mhz(Activity(sm=0.5, mem=1.2)) == GPU.max_freq_mhz
     assert GPU.held_mhz(FULL, limit_w=500.0) < held_mhz
     assert GPU.held_mhz(FULL, limit_w=100.0) == GPU.freqs_mhz[0]
 

@@ -137,7 +137,7 @@ def test_the_70b_profile_is_built_used_and_near_the_measured_gpu(tmp_path: Path)
     machine = profile.machine(Shape(4, 1980))
     for batch, ms in measured_ms.items():
         modelled_ms = (machine.iteration_s[batch] + machine.context_s * batch * 512) * 1e3
-        assert ms < modelled_ms < 1.25 * ms
+        assert 0.93 * ms < modelled_ms < 1.25 * ms
     code, said = run("show", str(out), "--json")
     assert code == 0
     assert json.loads(said)["kv_tokens"]["4"] > 300_000
@@ -153,6 +153,8 @@ def test_the_70b_profile_is_built_used_and_near_the_measured_gpu(tmp_path: Path)
         (("--model", "Llama-3.1-8B", "--gpu", "h100_sxm", "--engine", "ollama"), "known are vllm, trtllm, sglang"),
         (("--model", "Llama-3.1-8B", "--gpu", "h100_sxm", "--engine-version", "0.1"), "the database has 0.24.0"),
         (("--model", "Llama-3.1-8B", "--gpu", "h100_sxm", "--tp", "two"), "--tp 'two'"),
+        (("--model", "Llama-3.1-8B", "--gpu", "h100_sxm", "--tp", "3"), "TP3: num_heads 32 should be divisible"),
+        (("--model", "Llama-3.1-70B", "--gpu", "h100_sxm", "--tp", "1"), "TP1: no KV budget"),
         (("--model", "Llama-3.1-8B", "--gpu", "h100_sxm", "--dtype", "fp3"), "--dtype 'fp3'"),
         (("--model", "Llama-3.1-8B", "--gpu", "h100_sxm", "--kv-tokens", "3"), "--kv-tokens 3"),
         (("--model", "Llama-3.1-8B", "--gpu", "h100_sxm", "--overhead-ms", "nan"), "--overhead-ms nan"),
