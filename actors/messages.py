@@ -28,6 +28,8 @@ class ReplicaReport:
     power_w: float | None = None
     ttft_p99_s: float | None = None
     tbt_p99_s: float | None = None
+    mean_tbt_s: float | None = None
+    """Over the last minute, for the correction of the profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,10 @@ class GpuReading:
     power_w: float
     energy_j: float
     owner: str | None
+    events: tuple[str, ...] = ()
+    """Why it runs below the clock it may take."""
+    lease_age_s: float | None = None
+    """Since its lease was last renewed; None where it has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,19 @@ It holds no state that its replicas, the cluster manager and the next second wou
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from actors import metrics
 from actors.decision_log import DecisionLog
+from actors.gpu.headroom import LostHeadroom
 from actors.held_clocks import HeldClocks, HoldGpus
 from actors.messages import Decision, Orders, PoolStatus, ReplicaReport
 from actors.peers import PeerAwayError
 from control_plane.actions import SetFrequency, SetGovernor, SetGpuBudget, SetPowerLimit, SetReplicas
-from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Role
+from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Role, Shape
+from control_plane.hardware.live_correction import LiveCorrection, ReplicaReading
 from control_plane.serving.hosting import PoolHost
 from control_plane.serving.load_forecast import Forecast
 
@@ -68,8 +70,12 @@ class PoolManager:
         set_count: SetCount,
         monotonic_s: Callable[[], float],
         epoch_s: Callable[[], float],
+        correction: LiveCorrection | None = None,
     ) -> None:
+        """``correction``: of the profile that the host's policy plans with; None leaves it as it is."""
         self.pool = pool
+        self._correction = correction
+        self._disagreed = False
         self.tick_s = rules.tick_s
         self._host, self._rules = host, rules
         self._gpu_budget = rules.gpu_budget
@@ -90,6 +96,7 @@ class PoolManager:
         self._routable: frozenset[ReplicaId] = frozenset()
         self._routable_at_s = -math.inf
         self._paused = False
+        self._held_down: dict[str, LostHeadroom] = {}
 
     # what others tell it
 
@@ -104,6 +111,19 @@ class PoolManager:
 
     def set_gpu_budget(self, gpus: int) -> None:
         self._gpu_budget = gpus
+
+    def headroom(self, told: Mapping[str, LostHeadroom | None]) -> None:
+        """From an agent: GPUs that heat or power hold below the clock they may take, and None for those that are free
+        again. Replicas on them count as no faster than that, and it is noted."""
+        ours = {uuid for seen in self._seen.values() for uuid in seen.report.gpu_uuids}
+        for uuid, loss in told.items():
+            if loss is None:
+                if self._held_down.pop(uuid, None) is not None:
+                    self._log.note(f"{uuid}: its clock is free again", "the agent saw it")
+            elif uuid in ours:
+                self._held_down[uuid] = loss
+                why = ", ".join(loss.events)
+                self._log.note(f"{uuid}: runs at {loss.runs_mhz} of {loss.allowed_mhz} MHz", f"held down by {why}")
 
     def pause(self) -> None:
         """Take no more actions: the control plane is going down."""
@@ -134,6 +154,7 @@ class PoolManager:
         self._forget_silent()
         await self._clocks.renew(self._reports())
         await self._hear_forecast()
+        self._correct_profile()
         if self._may_step() and self._step():
             await self._clocks.renew(self._reports())
         metrics.pool(self.status())
@@ -210,6 +231,31 @@ class PoolManager:
 
     # what is seen
 
+    def _correct_profile(self) -> None:
+        """Hold the profile against what replicas measured. Where it is off by more than it states of itself, that is
+        said, and plans keep more headroom."""
+        correction = self._correction
+        if correction is None or not self._forecast_is_fresh():
+            return
+        ready = [
+            ReplicaReading(
+                report.replica_id, Shape(report.tp, self._observed_mhz(report)), report.mean_tbt_s, report.power_w
+            )
+            for report in self._reports()
+            if report.state is ReplicaState.READY
+        ]
+        if correction.look(self._monotonic_s(), self._host.load(self._forecast), ready):
+            self._host.ask_at_once()
+        factors, apart = correction.factors, correction.disagreements()
+        ratios = {"decode": factors.decode, "power": factors.power}
+        metrics.correction(str(self.pool), ratios, max(apart.values(), default=0.0))
+        if bool(apart) != self._disagreed:
+            self._disagreed = bool(apart)
+            told = ", ".join(f"{phase} by {ratio:.0%}" for phase, ratio in apart.items())
+            why = f"measured times or power disagree: {told}" if apart else "measurements agree with it again"
+            log.warning("pool %s: the energy profile: %s", self.pool, why)
+            self._log.note("plan with more headroom" if apart else "plan with the profile's own headroom", why)
+
     async def _hear_forecast(self) -> None:
         try:
             self._forecast = await self._ask_forecast()
@@ -262,9 +308,13 @@ class PoolManager:
 
     def _observed_mhz(self, report: ReplicaReport) -> int:
         """The clock the replica sees; where it cannot see, what its agent says is in force; else full."""
+        attainable_mhz = min(
+            (self._held_down[uuid].runs_mhz for uuid in report.gpu_uuids if uuid in self._held_down),
+            default=self._rules.full_clock_mhz,
+        )
         if report.freq_mhz is not None:
-            return report.freq_mhz
-        return self._clocks.in_force_mhz(report.replica_id) or self._rules.full_clock_mhz
+            return min(report.freq_mhz, attainable_mhz)
+        return self._clocks.in_force_mhz(report.replica_id) or attainable_mhz
 
 
 def _count_text(action: SetReplicas) -> str:
