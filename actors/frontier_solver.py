@@ -139,10 +139,10 @@ def _clock_schedule(job: JobRecord, solved: SolvedJob, now: Circumstances) -> Cl
 
 def _job_frontier(job: JobRecord, solved: SolvedJob, now: Circumstances, samples: int) -> JobFrontier:
     frontier, schedule = solved.frontier, solved.spec.schedule
-    span_s = frontier.t_star_s - frontier.t_min_s
+    span_s = max(0.0, frontier.t_star_s - solved.shortest_s)
     taken = []
     for number in range(samples):
-        plan = solved.within(frontier.t_min_s + span_s * number / max(1, samples - 1))
+        plan = solved.within(solved.shortest_s + span_s * number / max(1, samples - 1), refine=False)
         taken.append(FrontierSample(plan.deadline_s, plan.energy_j, plan.lower_bound_j))
     highest = all_max(solved.dag)
     return JobFrontier(

@@ -78,7 +78,7 @@ def _points(solved: "SolvedJob") -> "Iterator[IterationPlan]":
     shortest_s, t_star_s = solved.shortest_s, solved.frontier.t_star_s
     span_s = max(0.0, t_star_s - shortest_s) * LOWER_PART
     for i in range(POINTS):
-        yield solved.within(shortest_s + span_s * i / (POINTS - 1))
+        yield solved.within(shortest_s + span_s * i / (POINTS - 1), refine=False)
 
 
 def _plan_at(deadline_s: float, plan: "IterationPlan", highest: "AllMax") -> dict[str, Any]:

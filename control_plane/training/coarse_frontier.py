@@ -26,6 +26,9 @@ LEVELS = 16
 """Slopes from none to the steepest: plans within some 1e-4 of the optimum, at a tenth of the time of the exact walk."""
 MOST_EXACT_OPERATIONS = 20_000
 """A DAG of so many operations is walked exactly in some ten seconds."""
+REFINED_SLOPES = 400
+"""Passed on the way to a deadline by a frontier that is refined for it: as long a walk as the whole coarse one."""
+MOST_LEVELS = 128
 NEIGHBOURS = 3
 """Kept states on either side of a deadline whose flows are mixed."""
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
@@ -52,6 +55,7 @@ class CoarseFrontier(Frontier):
     """Its breakpoints are those of the coarse network; `within` is certified for the exact problem."""
 
     hulls: Hulls
+    levels: int
     curve: FrontierCurve | None = None
     """The exact frontier, where it is known otherwise."""
     found: dict[float, FrontierPoint] = field(default_factory=dict)
@@ -82,6 +86,17 @@ class CoarseFrontier(Frontier):
             self.found.clear()
         self.found[deadline_s] = point
         return point
+
+    def refined(self, deadline_s: float) -> "CoarseFrontier":
+        """A frontier down to this deadline alone, with more slopes where the walk passes few until there: far above
+        T_min slopes are small, and the steps of the whole frontier tell few of them apart."""
+        time_s = min(max(deadline_s, self.t_min_s), self.t_star_s)
+        *_, shift = self.state_at(time_s)
+        passed = max(1, int(np.searchsorted(self.shift, shift)))
+        finer = min(MOST_LEVELS, self.levels * REFINED_SLOPES // passed)
+        if finer < 1.5 * self.levels or time_s >= self.t_star_s:
+            return self
+        return walk_coarsely(self.dag, levels=finer, until_s=time_s, curve=self.curve)
 
     def _bound(self, time_s: float) -> tuple[float, float]:
         """The best bound of mixed flows on effective energy by an instant, and the slope that belongs to it."""
@@ -140,7 +155,9 @@ def walk_coarsely(
         np.array([choice.time_s for _, choice in points]),
         np.array([c.effective_j(choice) for c, choice in points]),
     )
-    return CoarseFrontier(**{name: getattr(exact, name) for name in Frontier.__slots__}, hulls=hulls, curve=curve)
+    return CoarseFrontier(
+        **{name: getattr(exact, name) for name in Frontier.__slots__}, hulls=hulls, levels=levels, curve=curve
+    )
 
 
 @compiled

@@ -15,7 +15,7 @@ from control_plane.training.frontier_kernel import UNBOUNDED, walk
 
 KEPT_STATES = 96
 KEPT_BYTES = 32 << 20
-COARSE_KEPT_BYTES = 88 << 20
+COARSE_KEPT_BYTES = 48 << 20
 """Of a coarse frontier, whose kept states also give the bounds."""
 RELATIVE_SLACK = 1e-12
 """Deadlines this close to T_min are T_min: sums of floats in another order differ by this much."""

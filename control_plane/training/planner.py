@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from control_plane.training.coarse_frontier import LEVELS, MOST_EXACT_OPERATIONS, walk_coarsely
+from control_plane.training.coarse_frontier import LEVELS, MOST_EXACT_OPERATIONS, CoarseFrontier, walk_coarsely
 from control_plane.training.dag import Dag, finish_times
 from control_plane.training.extrapolation import REPEATING, FrontierCurve, extrapolated
 from control_plane.training.frontier import Frontier, Regime, WalkWatcher, walk_frontier
@@ -73,10 +73,14 @@ class SolvedJob:
     def dag(self) -> Dag:
         return self.frontier.dag
 
-    def within(self, deadline_s: float) -> IterationPlan:
-        """Real clocks that end by the deadline; raises DeadlineError, which says the shortest time known, under it."""
-        point = self.frontier.within(deadline_s)
-        plan = self._plan(deadline_s)
+    def within(self, deadline_s: float, refine: bool = True) -> IterationPlan:
+        """Real clocks that end by the deadline; raises DeadlineError, which says the shortest time known, under it.
+        With `refine` a coarse frontier is refined for the deadline, which takes seconds."""
+        frontier = self.frontier
+        if refine and isinstance(frontier, CoarseFrontier):
+            frontier = frontier.refined(deadline_s)
+        point = frontier.within(deadline_s)
+        plan = self._plan(frontier, deadline_s)
         if isinstance(plan, RoundedPlan):
             choices, energy_j = plan.choices(self.dag), plan.energy_j
         else:
@@ -104,12 +108,12 @@ class SolvedJob:
             return replace(self, library=prepare_held(self.held, self.frontier))
         return replace(self, library=prepare(self.problem, self.frontier))
 
-    def _plan(self, deadline_s: float) -> RoundedPlan | HeldPlan:
+    def _plan(self, frontier: Frontier, deadline_s: float) -> RoundedPlan | HeldPlan:
         if self.library is not None:
             return self.library.within(deadline_s)
         if self.held is not None:
-            return held_within(self.held, self.frontier, deadline_s)
-        return rounded(self.problem, self.frontier, deadline_s)
+            return held_within(self.held, frontier, deadline_s)
+        return rounded(self.problem, frontier, deadline_s)
 
 
 def solve(spec: JobSpec, watcher: WalkWatcher | None = None, levels: int | None = None) -> SolvedJob:

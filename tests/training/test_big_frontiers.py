@@ -81,3 +81,14 @@ def test_a_job_is_solved_with_as_many_slopes_as_asked() -> None:
     assert few.frontier.breakpoints < all_of_them.frontier.breakpoints
     deadline_s = 1.1 * few.frontier.t_min_s
     assert few.within(deadline_s).lower_bound_j == pytest.approx(all_of_them.within(deadline_s).lower_bound_j, rel=1e-9)
+
+
+def test_a_coarse_frontier_is_refined_far_above_t_min_and_stays_a_bound() -> None:
+    dag = dag_with("zero-bubble", 4, 24)
+    exact, coarse = walk_frontier(dag), walk_coarsely(dag, levels=8)
+    deadline_s = exact.t_min_s + 0.6 * (exact.t_star_s - exact.t_min_s)
+    finer = coarse.refined(deadline_s)
+    assert finer.levels > coarse.levels
+    exact_j = exact.within(deadline_s).energy_j
+    assert 0.995 * exact_j <= finer.within(deadline_s).energy_j <= exact_j
+    assert coarse.within(deadline_s).energy_j <= exact_j
