@@ -94,6 +94,14 @@ def test_a_lock_that_is_refused_says_why_and_one_that_is_granted_is_not_renewed(
     eventually(lambda: site.fake.gpu(0).lock_high == 0, 2)
 
 
+@pytest.mark.parametrize(("option", "value"), [("--max-mhz", "nan"), ("--max-mhz", "1e400"), ("--ttl", "nan")])
+def test_what_is_no_number_is_one_line_and_sets_nothing(site: Site, option: str, value: str) -> None:
+    options = {"--max-mhz": "1200", "--ttl": "5", option: value}
+    words = [word for pair in options.items() for word in pair]
+    shown = site.wattray("gpu", "lock", "--gpu", site.a, "--owner", "me", *words)
+    assert (shown.returncode, shown.stderr.count("\n"), site.fake.gpu(0).lock_high) == (2, 1, 0)
+
+
 def test_reset_ends_what_gpud_set_and_a_named_gpu_whoever_locked_it(site: Site) -> None:
     site.wattray("gpu", "lock", "--gpu", site.a, "--max-mhz", "1200", "--ttl", "20", "--owner", "me")
     site.fake.gpu(1).lock_high = 800
@@ -132,7 +140,7 @@ except SystemExit:
 @pytest.mark.parametrize(
     ("start", "heavy"),
     [
-        (A_GPU_COMMAND, {"ray", "numpy", "torch", "pydantic", "numba", "scipy", "asyncio"}),
+        (A_GPU_COMMAND, {"ray", "numpy", "torch", "numba", "scipy", "asyncio"}),
         ("import gpud.__main__, actors.gpu.nvml, actors.gpu.simulated", {"ray", "numpy", "torch", "pydantic", "typer"}),
     ],
 )
