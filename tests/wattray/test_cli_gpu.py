@@ -29,7 +29,9 @@ class Site:
         self.a, self.b = (gpu.uuid for gpu in self.fake.gpus)
 
     def wattray(self, *words: str) -> subprocess.CompletedProcess[str]:
-        environ = {**os.environ, **self.fake.environ, "WATTRAY_GPUD_SOCKET": str(self.gpud.socket)}
+        # A temp folder of its own: a control plane that somebody else runs here is not looked at.
+        own = {"WATTRAY_GPUD_SOCKET": str(self.gpud.socket), "TMPDIR": str(self.gpud.folder)}
+        environ = {**os.environ, **self.fake.environ, **own}
         command = [sys.executable, "-m", "wattray", *words]
         return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
 
