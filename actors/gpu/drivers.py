@@ -73,7 +73,7 @@ def create_node(driver: str, folder: Path, node_id: str, gpus: int, spec: GpuSpe
     of the model ``spec``, unless they exist already; their state is kept in ``folder``. Raises GpuError where there
     are none."""
     if driver == "nvml":
-        from actors.gpu.nvml import NvmlNode
+        from actors.gpu.nvml_node import NvmlNode
 
         return NvmlNode()
     return SimulatedNode.create(_file(folder, node_id), gpus, spec)

@@ -112,11 +112,12 @@ def test_a_schedule_lease_is_the_owners_to_drive(world: World) -> None:
 
 def test_where_clocks_are_only_recommended_gpud_is_only_asked_to_read(world: World) -> None:
     agent = world.agent("recommend")
-    audited = len(world.gpud.audit())
+    sets = [gpu.sets for gpu in world.fake.gpus]
     assert asyncio.run(agent.hold("pool", {world.a: Hold(1200)}, 15)) == Held({world.a: 1980}, {})
     assert not asyncio.run(agent.hold_schedule("job", [world.a], 15))
     asyncio.run(agent.reset_all())
-    assert len(world.gpud.audit()) == audited
+    assert [gpu.sets for gpu in world.fake.gpus] == sets
+    assert all(row["lease"] is None for row in world.gpud.rows().values())
     assert [reading.freq_mhz for reading in agent.readings()] == [1980] * 3
 
 
