@@ -66,6 +66,7 @@ def world(shared: World, monkeypatch: pytest.MonkeyPatch) -> World:
     shared.gpud.client.reset(None)
     eventually(lambda: not any(row["owes_a_reset"] for row in shared.gpud.rows().values()))
     time.sleep(0.025)  # the clocks settle
+    shared.gpud.rows()  # what was read last is as they are now
     shared.told.clear()
     return shared
 
