@@ -28,6 +28,8 @@ class ReplicaReport:
     power_w: float | None = None
     ttft_p99_s: float | None = None
     tbt_p99_s: float | None = None
+    mean_tbt_s: float | None = None
+    """Over the last minute, for the correction of the profile."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 Gauges are made at first use: only a process that belongs to Ray may make one.
 """
 
+from collections.abc import Mapping
 from functools import cache
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -12,6 +13,8 @@ from control_plane.domain import ReplicaState
 from control_plane.ports import ClockEvent
 
 HELP = {
+    "wattray_profile_correction_ratio": "Measured over modelled, as plans take it, by phase (decode, power).",
+    "wattray_profile_disagreement_ratio": "By how much the profile is off where that is more than it states, else 0.",
     "wattray_gpu_power_watts": "Power a GPU draws now.",
     "wattray_gpu_clock_hertz": "SM clock of a GPU now.",
     "wattray_gpu_clock_target_hertz": "Highest SM clock wattray allows a GPU now.",
@@ -69,6 +72,12 @@ def pool(status: PoolStatus) -> None:
     gauge("wattray_pool_replicas", "pool").set(ready, tags)
     gauge("wattray_pool_gpu_budget", "pool").set(status.gpu_budget, tags)
     gauge("wattray_pool_load_requests_per_second", "pool").set(status.load_rps, tags)
+
+
+def correction(pool: str, ratios: Mapping[str, float], disagreement: float) -> None:
+    for phase, ratio in ratios.items():
+        gauge("wattray_profile_correction_ratio", "pool", "phase").set(ratio, {"pool": pool, "phase": phase})
+    gauge("wattray_profile_disagreement_ratio", "pool").set(disagreement, {"pool": pool})
 
 
 def decision(source: str) -> None:

@@ -17,7 +17,8 @@ from actors.held_clocks import HeldClocks, HoldGpus
 from actors.messages import Decision, Orders, PoolStatus, ReplicaReport
 from actors.peers import PeerAwayError
 from control_plane.actions import SetFrequency, SetGovernor, SetGpuBudget, SetPowerLimit, SetReplicas
-from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Role
+from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Role, Shape
+from control_plane.hardware.live_correction import LiveCorrection, ReplicaReading
 from control_plane.serving.hosting import PoolHost
 from control_plane.serving.load_forecast import Forecast
 
@@ -69,8 +70,12 @@ class PoolManager:
         set_count: SetCount,
         monotonic_s: Callable[[], float],
         epoch_s: Callable[[], float],
+        correction: LiveCorrection | None = None,
     ) -> None:
+        """``correction``: of the profile that the host's policy plans with; None leaves it as it is."""
         self.pool = pool
+        self._correction = correction
+        self._disagreed = False
         self.tick_s = rules.tick_s
         self._host, self._rules = host, rules
         self._gpu_budget = rules.gpu_budget
@@ -149,6 +154,7 @@ class PoolManager:
         self._forget_silent()
         await self._clocks.renew(self._reports())
         await self._hear_forecast()
+        self._correct_profile()
         if self._may_step() and self._step():
             await self._clocks.renew(self._reports())
         metrics.pool(self.status())
@@ -224,6 +230,31 @@ class PoolManager:
                 self._orders[replica_id] = orders
 
     # what is seen
+
+    def _correct_profile(self) -> None:
+        """Hold the profile against what replicas measured. Where it is off by more than it states of itself, that is
+        said, and plans keep more headroom."""
+        correction = self._correction
+        if correction is None or not self._forecast_is_fresh():
+            return
+        ready = [
+            ReplicaReading(
+                report.replica_id, Shape(report.tp, self._observed_mhz(report)), report.mean_tbt_s, report.power_w
+            )
+            for report in self._reports()
+            if report.state is ReplicaState.READY
+        ]
+        if correction.look(self._monotonic_s(), self._host.load(self._forecast), ready):
+            self._host.ask_at_once()
+        factors, apart = correction.factors, correction.disagreements()
+        ratios = {"decode": factors.decode, "power": factors.power}
+        metrics.correction(str(self.pool), ratios, max(apart.values(), default=0.0))
+        if bool(apart) != self._disagreed:
+            self._disagreed = bool(apart)
+            told = ", ".join(f"{phase} by {ratio:.0%}" for phase, ratio in apart.items())
+            why = f"measured times or power disagree: {told}" if apart else "measurements agree with it again"
+            log.warning("pool %s: the energy profile: %s", self.pool, why)
+            self._log.note("plan with more headroom" if apart else "plan with the profile's own headroom", why)
 
     async def _hear_forecast(self) -> None:
         try:

@@ -28,6 +28,7 @@ from actors.planner_actor import PerseusPlannerActor
 from actors.pool_manager import PoolManager, PoolRules
 from actors.training_messages import TrainingSite
 from control_plane.domain import Load, PoolName, Role
+from control_plane.hardware.live_correction import LiveCorrection
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.profiles import load_profile
 from control_plane.leases import Hold
@@ -72,9 +73,10 @@ class Installation:
     def profile(self) -> MachineProfile:
         return planning_profile(self.settings)
 
-    def policy(self, first_load: Load | None = None) -> Policy:
-        """The serving policy of the settings. Raises UnknownPolicyError and GpuBudgetError."""
-        settings, profile = self.settings, self.profile
+    def policy(self, first_load: Load | None = None, profile: MachineProfile | None = None) -> Policy:
+        """The serving policy of the settings, planning with ``profile`` if one is given. Raises UnknownPolicyError
+        and GpuBudgetError."""
+        settings, profile = self.settings, profile or self.profile
         site = Site(settings, profile, settings.serving_gpus, profile.gpu.idle_w, first_load or Load())
         return make_policy(settings.policy, site)
 
@@ -159,15 +161,17 @@ class PoolManagerActor(PoolManager):
             None if restarted else gpu_budget,
             RESTART_SETTLE_S if restarted else 0.0,
         )
+        profile = deployment.profile
         super().__init__(
             pool,
-            PoolHost(deployment.policy(), pool),
+            PoolHost(deployment.policy(profile=profile), pool),
             rules,
             _forecast,
             _hold_clocks,
             set_count,
             time.monotonic,
             time.time,
+            LiveCorrection(profile) if settings.profile_correction else None,
         )
         _start_ticking(self)
 

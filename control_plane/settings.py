@@ -173,8 +173,10 @@ class Settings(_Part):
     """Serving policy by name, see ``control_plane.serving.policies.registry``."""
     phases: Literal["auto", "together"] = "auto"
     """`auto` lets a policy run prefill and decode on different replicas where engines hand KV caches over."""
-    profile: str = "llama2-70b-h100-current"
-    """Energy profile by name; `wattray profile list` shows them."""
+    profile: str = "llama2-70b-h100"
+    """Energy profile by name (`wattray profile list` shows them), or a profile file's path or its text."""
+    profile_correction: bool = True
+    """Let plans follow what replicas measure, slowly and within bounds, where the profile is off."""
     slo: SloSettings = SloSettings()
     pools: tuple[PoolSettings, ...] = (
         PoolSettings(name="short-medium", input_classes=(InputClass.SHORT, InputClass.MEDIUM), spill_to="long"),

@@ -19,14 +19,23 @@ class Latencies:
         """``mean_tbt_s`` None: the answer had one token."""
         self._ended.append((self._clock_s(), ttft_s, mean_tbt_s))
 
+    def mean_tbt_s(self) -> float | None:
+        """Mean over the last minute's requests; None where there were none."""
+        self._forget_old()
+        tbts = [tbt_s for _, _, tbt_s in self._ended if tbt_s is not None]
+        return sum(tbts) / len(tbts) if tbts else None
+
     def p99(self) -> tuple[float | None, float | None]:
         """(TTFT, TBT) that 99 % of the last minute's requests stayed within; None where there were none."""
-        oldest_s = self._clock_s() - WINDOW_S
-        while self._ended and self._ended[0][0] < oldest_s:
-            self._ended.popleft()
+        self._forget_old()
         ttfts = [ttft_s for _, ttft_s, _ in self._ended]
         tbts = [tbt_s for _, _, tbt_s in self._ended if tbt_s is not None]
         return _p99(ttfts), _p99(tbts)
+
+    def _forget_old(self) -> None:
+        oldest_s = self._clock_s() - WINDOW_S
+        while self._ended and self._ended[0][0] < oldest_s:
+            self._ended.popleft()
 
 
 def _p99(values: Sequence[float]) -> float | None:

@@ -75,6 +75,7 @@ class ReplicaAccount:
             self._power_w() if needs.power else None,
             ttft_p99_s,
             tbt_p99_s,
+            self._latencies.mean_tbt_s(),
         )
 
     def freq_mhz(self) -> int | None:

@@ -20,33 +20,28 @@ from control_plane.hardware.profile_file import ProfileError, ProfileFile, dump_
 from control_plane.hardware.profile_import import Target, from_dynamo, from_vllm_bench
 from control_plane.hardware.profile_report import CurveRow, TableRow, curves, table_rows
 from control_plane.hardware.profiles import DEFAULT_PROFILE, PROFILE_NAMES, load_profile
-from control_plane.text_edges import decoded, parse_json, printable
+from control_plane.text_edges import parse_json, printable
+from wattray.cli_profile_build import build
+from wattray.cli_profile_check import check, refine
 from wattray.cli_profile_run import run_command
 from wattray.faults import faults_explained
 from wattray.output_files import check_outputs, json_text, write_text
+from wattray.profile_files import MOST_BYTES, profile_named, read_text
 from wattray.report.profile_plots import profile_page
 
 profile_app = typer.Typer(help="Energy profiles: what a replica draws, carries and takes.", no_args_is_help=True)
 import_app = typer.Typer(help="Make a profile file from another tool's measurements.", no_args_is_help=True)
 profile_app.add_typer(import_app, name="import")
+profile_app.command("build")(build)
+profile_app.command("check")(check)
+profile_app.command("refine")(refine)
 profile_app.command("run")(run_command)
 
 OUT = Console()
-MOST_BYTES = 256 * 1024 * 1024
-"""Of a file of measurements."""
-
 DYNAMO_FILES = (
     ("selected_prefill_interpolation/raw_data.npz", "selected_decode_interpolation/raw_data.npz"),
     ("prefill_raw_data.json", "decode_raw_data.json"),
 )
-
-
-def profile_named(name_or_file: str) -> MachineProfile:
-    """An embedded profile, or one from a file. Raises ProfileError."""
-    path = Path(name_or_file)
-    if name_or_file in PROFILE_NAMES or not path.is_file():
-        return load_profile(name_or_file)
-    return parse_profile(read_text(path), str(path))
 
 
 @profile_app.command("list")
@@ -125,13 +120,6 @@ def import_vllm_bench(
 
 
 # files
-
-
-def read_text(path: Path) -> str:
-    """A small text file; raises ProfileError."""
-    if path.stat().st_size > MOST_BYTES:
-        raise ProfileError(f"{path}: {path.stat().st_size:,} bytes; a profile has at most {MOST_BYTES:,}")
-    return decoded(path.read_bytes(), str(path), ProfileError)
 
 
 def _dynamo_files(results: Sequence[Path]) -> tuple[Path, Path]:

@@ -34,7 +34,32 @@ def read_config(path: Path | None) -> dict[str, Any]:
     named = [name for name in values if not isinstance(name, str)]
     if named:
         raise WattrayError(f"{source}: {named[0]!r} is no name of a setting")
-    return {name: value for name, value in values.items() if value is not None}
+    return _with_profile_file({name: value for name, value in values.items() if value is not None}, path.parent)
+
+
+def _with_profile_file(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings with the text of a profile file in place of its path, which counts from the settings file's folder.
+    The file's own limits hold unless the settings have some."""
+    named = values.get("profile")
+    if not isinstance(named, str) or not named.endswith((".json", ".yaml", ".yml")):
+        return values
+    from control_plane.hardware.profile_file import ProfileError, parse_profile
+    from wattray.profile_files import read_text
+
+    file = folder / named
+    try:
+        text = read_text(file)
+        slo = parse_profile(text, f"profile: {file}").slo
+    except (OSError, ProfileError) as error:
+        told = f"profile: {file}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise WattrayError(told) from None
+    limits = {
+        "ttft_short_s": slo.ttft_short_s,
+        "ttft_medium_s": slo.ttft_medium_s,
+        "ttft_long_s": slo.ttft_long_s,
+        "tbt_s": slo.tbt_s,
+    }
+    return {"slo": limits, **values, "profile": text}
 
 
 def read_settings(path: Path | None, port: int | None) -> "Settings":

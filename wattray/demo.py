@@ -35,10 +35,12 @@ DEMO_SETTINGS: dict[str, Any] = {
     "forecast": {"bin_s": 5.0, "window_bins": 4, "quantile_z": 1.0, "peak_hold_s": 0.0},
     "frequency": {"headroom_ratio": 0.25, "urgent_wait_ratio": 0.3},
     "serve": {"overhead_s": 0.08, "stream_interval_s": 0.5},
+    "profile_correction": False,
 }
 """A day's decisions in two minutes: the cadences are shortened with it, and the allowance for noise is smaller because
 windows of seconds are noisy themselves. Two cores that also run Ray, the client, a training job and the GPUs add up to
-80 ms to a first token where a server adds 30, and a stream's tokens travel every half second: each step costs 3 ms."""
+80 ms to a first token where a server adds 30, and a stream's tokens travel every half second: each step costs 3 ms. Its
+engine is the profile itself: whatever differs is this machine's noise, which no profile is to learn."""
 
 EXPECTED_OUTPUT_TOKENS = 200
 LOOK_EVERY_S = 2.0
@@ -63,7 +65,7 @@ class Played:
 
 def demo_settings(overrides: dict[str, Any], source: str) -> Settings:
     """The demo's settings with a user's on top."""
-    merged = {key: dict(value) for key, value in DEMO_SETTINGS.items()}
+    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in DEMO_SETTINGS.items()}
     for key, value in overrides.items():
         merged[key] = {**merged[key], **value} if key in merged and isinstance(value, dict) else value
     return parse_settings(merged, source)

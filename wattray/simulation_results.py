@@ -41,7 +41,7 @@ def shown(answer: Answer, names: tuple[str, ...]) -> list[str]:
 
 def named_profile(name: str) -> MachineProfile:
     """An embedded profile by name, or a user's own from a file; raises ProfileError with the known names."""
-    from wattray.cli_profile import profile_named
+    from wattray.profile_files import profile_named
 
     return profile_named(name)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from control_plane.domain import Slo
 from control_plane.hardware.gpu_model import H100_SXM, Activity, GpuSpec
@@ -139,7 +140,10 @@ def roofline_tables(
     )
 
 
-def memory_slowdown(ratio: float) -> float:
+Ratio = TypeVar("Ratio", float, Floats)
+
+
+def memory_slowdown(ratio: Ratio) -> Ratio:
     """How much longer memory-bound work takes at a clock ``ratio`` times lower than the highest: L2 and the
     interconnect between the SMs slow down too (DynamoLLM Table I: 1.1 at 1.2 GHz, 1.3 at 0.8 GHz)."""
     return 1 + 0.12 * (ratio - 1) + 0.07 * (ratio - 1) ** 2

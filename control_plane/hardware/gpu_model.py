@@ -6,6 +6,7 @@ because power only changes at the moments that ``advance`` is told about.
 
 import json
 import math
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -13,7 +14,8 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """How hard a GPU works: shares in [0, 1] of its SM power and of its memory power."""
+    """How hard a GPU works: shares of its SM power and of its memory power. Above 1 where the work would draw more than
+    the GPU model's own figures, which only its power limit keeps it from."""
 
     sm: float = 0.0
     mem: float = 0.0
@@ -82,6 +84,22 @@ class GpuSpec:
         drawn_w = self.context_w + self.mem_w * activity.mem
         drawn_w += self.sm_w * activity.sm * self.sm_scale(freq_mhz)
         return min(drawn_w, self.power_limit_w, limit_w)
+
+    def held_mhz(self, activity: Activity, limit_w: float = math.inf) -> float:
+        """The clock to which the power limit holds this activity: a lock above it changes nothing. The highest clock
+        where the limit is not reached, the lowest where even that draws more."""
+        scaled_w = self.sm_w * activity.sm
+        room_w = min(self.power_limit_w, limit_w) - self.context_w - self.mem_w * activity.mem
+        if scaled_w <= room_w:
+            return float(self.max_freq_mhz)
+        scales = [self._sm_scale[freq_mhz] for freq_mhz in self.freqs_mhz]
+        share = room_w / scaled_w
+        above = bisect_right(scales, share)
+        if above == 0:
+            return float(self.freqs_mhz[0])
+        low, high = scales[above - 1], scales[above]
+        between = (share - low) / (high - low)
+        return self.freqs_mhz[above - 1] + between * (self.freqs_mhz[above] - self.freqs_mhz[above - 1])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

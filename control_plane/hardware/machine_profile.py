@@ -78,6 +78,23 @@ class MachineProfile:
             self.name, self.gpu, slo, self.freqs_mhz, self._times, self._limits, self.evidence, self.energy_table
         )
 
+    def copy(self) -> "MachineProfile":
+        """The same tables in an object of its own."""
+        return MachineProfile(
+            self.name, self.gpu, self.slo, self.freqs_mhz, self._times, self._limits, self.evidence, self.energy_table
+        )
+
+    def adopt(self, other: "MachineProfile") -> None:
+        """Take over the tables, powers and evidence of a profile of the same shapes, for whoever plans with this
+        object. Raises ValueError for other shapes."""
+        if (other.tps, other.freqs_mhz) != (self.tps, self.freqs_mhz):
+            raise ValueError(f"{other.name} has TP {other.tps} at {other.freqs_mhz} MHz, {self.name} has not")
+        self.gpu, self.evidence = other.gpu, other.evidence
+        self._times, self._limits = dict(other._times), dict(other._limits)
+        self._machines.clear()
+        self._points.clear()
+        self._max_loads.clear()
+
     @property
     def max_freq_mhz(self) -> int:
         return self.gpu.max_freq_mhz

@@ -48,11 +48,18 @@ LEAST_ITERATION_MS = 0.05
 
 
 class PointPart(_Part):
-    """An iteration over this many tokens, contexts and prefill attention taken off. Watts are of the whole replica."""
+    """An iteration over this many tokens, contexts and prefill attention taken off.
+
+    ``power_w`` is of the whole replica at the shape's clock. A model of the GPU's power says instead what one GPU
+    draws above its context at the highest clock, power limit left out: ``clocked_w`` follows f·V², ``steady_w`` does
+    not.
+    """
 
     tokens: Tokens
     iteration_ms: Annotated[float, Field(gt=0, lt=1e7, allow_inf_nan=False)]
     power_w: Positive | None = None
+    steady_w: NotNegative | None = None
+    clocked_w: NotNegative | None = None
 
 
 class ShapePart(_Part):
@@ -75,7 +82,7 @@ class ReplicaPart(_Part):
 
 
 class GpuPart(_Part):
-    """The GPU. ``mem_w`` and ``sm_w`` stand in where points carry no power."""
+    """The GPU. ``mem_w`` and ``sm_w`` stand in where points carry no power; the knee is that of its voltage."""
 
     name: Annotated[str, Field(min_length=1)]
     idle_w: NotNegative
@@ -84,6 +91,10 @@ class GpuPart(_Part):
     settle_ms: NotNegative = 50.0
     mem_w: NotNegative = H100_SXM.mem_w
     sm_w: NotNegative = H100_SXM.sm_w
+    knee_mhz: Clock | None = None
+    knee_voltage_ratio: Annotated[float, Field(gt=0, le=1)] = H100_SXM.knee_voltage_ratio
+    sm_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    """SM power by clock of ``freqs_mhz`` as a share of that at the highest; f·V² where not given."""
 
 
 class ProfileFile(_Part):
@@ -105,6 +116,10 @@ class ProfileFile(_Part):
     shapes: Annotated[tuple[ShapePart, ...], Field(min_length=1)]
     measured_batch: Requests | None = None
     measured_input: Tokens | None = None
+    measured_freqs_mhz: tuple[Clock, ...] | None = None
+    """Clocks at which times were measured; all where not given."""
+    errors: Mapping[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    """What is known of its errors, as ratios by name."""
 
 
 def parse_profile(text: str, source: str = "profile", slo: Slo | None = None) -> MachineProfile:
@@ -136,8 +151,10 @@ class _Lines:
         text = text.removeprefix("\ufeff")
         if text.lstrip().startswith("{"):
             self.content: Any = parse_json(text, source, ProfileError)
-            self._node = _nodes_of_json(text)
+            self._json: str | None = text
+            self._node: yaml.Node | None = None
         else:
+            self._json = None
             self.content, self._node = parse_yaml(text, source, ProfileError)
         if not isinstance(self.content, Mapping):
             raise ProfileError(f"{source}: line 1: a profile is a mapping that begins with schema: {SCHEMA}")
@@ -147,6 +164,8 @@ class _Lines:
         return f"{self._source}: line {self._line(where)}: {field}: {what}"
 
     def _line(self, where: Where) -> int:
+        if self._json is not None and self._node is None:
+            self._node = _nodes_of_json(self._json)  # Only a fault needs it, and it takes seconds.
         node, line = self._node, 1
         for part in where:
             if isinstance(node, yaml.MappingNode):
@@ -198,9 +217,21 @@ def _faults(file: ProfileFile) -> Sequence[tuple[Where, str]]:
     missing = [f"TP{tp}@{freq}" for tp in tps for freq in file.freqs_mhz if (tp, freq) not in seen]
     if missing:
         faults.append((("shapes",), f"no measurements of {', '.join(missing)}"))
-    powered = {point.power_w is not None for shape in file.shapes for point in shape.points}
-    if len(powered) > 1:
-        faults.append((("shapes",), "power_w must be there at every point or at none"))
+    points = [point for shape in file.shapes for point in shape.points]
+    for field in ("power_w", "steady_w", "clocked_w"):
+        if len({getattr(point, field) is None for point in points}) > 1:
+            faults.append((("shapes",), f"{field} must be there at every point or at none"))
+    first = points[0]
+    if (first.steady_w is None) != (first.clocked_w is None):
+        faults.append((("shapes",), "steady_w and clocked_w belong together"))
+    if first.power_w is not None and first.clocked_w is not None:
+        faults.append((("shapes",), "give power_w, or steady_w and clocked_w, not both"))
+    if file.gpu.sm_shares is not None and len(file.gpu.sm_shares) != len(file.freqs_mhz):
+        told = f"{len(file.gpu.sm_shares)} shares for {len(file.freqs_mhz)} clocks"
+        faults.append((("gpu", "sm_shares"), told))
+    unknown = sorted(set(file.measured_freqs_mhz or ()) - set(file.freqs_mhz))
+    if unknown:
+        faults.append((("measured_freqs_mhz",), f"{unknown} MHz are not among freqs_mhz"))
     return faults
 
 
@@ -229,9 +260,14 @@ def _point_faults(file: ProfileFile, index: int, shape: ShapePart) -> Sequence[t
 
 def _build(file: ProfileFile, lines: _Lines, slo: Slo) -> MachineProfile:
     limits = {part.tp: ReplicaLimits(part.kv_tokens, file.batch_requests, file.batch_tokens) for part in file.replicas}
-    powered = file.shapes[0].points[0].power_w is not None
-    gpu, activities = _fitted_power(file, lines) if powered else _assumed_power(file)
-    notes = file.notes if powered else (*file.notes, f"no power measured: the H100's power curve on {gpu.name}")
+    first, notes = file.shapes[0].points[0], file.notes
+    if first.clocked_w is not None:
+        gpu, activities = _modelled_power(file)
+    elif first.power_w is not None:
+        gpu, activities = _fitted_power(file, lines)
+    else:
+        gpu, activities = _assumed_power(file)
+        notes = (*notes, f"no power measured: the H100's power curve on {gpu.name}")
     return MachineProfile(
         file.name,
         gpu,
@@ -242,10 +278,11 @@ def _build(file: ProfileFile, lines: _Lines, slo: Slo) -> MachineProfile:
         Evidence(
             file.era,
             file.source or "a user's file",
-            file.freqs_mhz,
+            file.freqs_mhz if file.measured_freqs_mhz is None else file.measured_freqs_mhz,
             file.measured_batch,
             file.measured_input,
             notes,
+            file.errors,
         ),
     )
 
@@ -283,6 +320,24 @@ def _assumed_power(file: ProfileFile) -> Powers:
     table = [activity_of(tokens) for tokens in range(_table_length(file))]
     gpu = _spec(file, file.gpu.mem_w, file.gpu.sm_w, None)
     return gpu, {part.tp: table for part in file.replicas}
+
+
+def _modelled_power(file: ProfileFile) -> Powers:
+    """The watts that a model of the GPU gave, at the highest clock of each tensor parallelism."""
+    tokens = np.arange(_table_length(file), dtype=np.float64)
+    top_mhz, found = file.freqs_mhz[-1], {}
+    for part in file.replicas:
+        shape = next(shape for shape in file.shapes if (shape.tp, shape.freq_mhz) == (part.tp, top_mhz))
+        at = [float(point.tokens) for point in shape.points]
+        found[part.tp] = [
+            np.interp(tokens, at, [watts or 0.0 for watts in column]).tolist()
+            for column in zip(*((point.steady_w, point.clocked_w) for point in shape.points), strict=True)
+        ]
+    mem_w, sm_w = max(1e-9, file.gpu.mem_w), max(1e-9, file.gpu.sm_w)
+    return _spec(file, mem_w, sm_w, file.gpu.sm_shares), {
+        tp: [Activity(sm=c / sm_w, mem=s / mem_w) for s, c in zip(steady, clocked, strict=True)]
+        for tp, (steady, clocked) in found.items()
+    }
 
 
 def _fitted_power(file: ProfileFile, lines: _Lines) -> Powers:
@@ -354,8 +409,8 @@ def _spec(file: ProfileFile, mem_w: float, sm_w: float, shares: tuple[float, ...
         context_w=gpu.context_w,
         mem_w=mem_w,
         sm_w=sm_w,
-        knee_mhz=min(H100_SXM.knee_mhz, file.freqs_mhz[0]),
-        knee_voltage_ratio=H100_SXM.knee_voltage_ratio,
+        knee_mhz=min(H100_SXM.knee_mhz, file.freqs_mhz[0]) if gpu.knee_mhz is None else gpu.knee_mhz,
+        knee_voltage_ratio=gpu.knee_voltage_ratio,
         power_limit_w=gpu.power_limit_w,
         settle_ns=round(gpu.settle_ms * 1e6),
         sm_shares=shares,

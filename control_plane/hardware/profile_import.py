@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from control_plane.hardware.fitted_times import pooled
 from control_plane.hardware.gpu_model import H100_SXM, GpuSpec
@@ -70,6 +70,13 @@ class DynamoPrefill(BaseModel):
     prefill_ttft: tuple[float, ...]
     prefill_thpt_per_gpu: tuple[float, ...]
 
+    @field_validator("prefill_isl")
+    @classmethod
+    def _lengths_differ(cls, found: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(found)) < 3:
+            raise ValueError(f"prompts of at least three lengths are needed, got {sorted(set(found))}")
+        return found
+
 
 class DynamoDecode(BaseModel):
     """selected_decode_interpolation/raw_data.npz or decode_raw_data.json: milliseconds, tokens/s per GPU."""
@@ -81,6 +88,13 @@ class DynamoDecode(BaseModel):
     z_itl: tuple[float, ...]
     z_thpt_per_gpu: tuple[float, ...]
     max_kv_tokens: float | tuple[float, ...]
+
+    @field_validator("x_kv_usage")
+    @classmethod
+    def _a_ratio(cls, found: tuple[float, ...]) -> tuple[float, ...]:
+        if max(found) > 1.5:
+            raise ValueError(f"a share of the KV cache between 0 and 1 is expected, got {max(found):g}: in percent?")
+        return found
 
     @field_validator("max_kv_tokens")
     @classmethod
@@ -145,6 +159,13 @@ class VllmRun(BaseModel):
     mean_ttft_ms: float = Field(gt=0, allow_inf_nan=False)
     mean_tpot_ms: float = Field(gt=0, allow_inf_nan=False)
     max_concurrency: int | None = None
+
+    @model_validator(mode="after")
+    def _a_token_each(self) -> "VllmRun":
+        for name, tokens in (("input", self.total_input_tokens), ("output", self.total_output_tokens)):
+            if tokens < self.completed:
+                raise ValueError(f"{tokens} {name} tokens in {self.completed} requests: less than one each")
+        return self
 
     @property
     def prompt(self) -> float:
@@ -225,7 +246,10 @@ def _checked(model: type[Model], content: Any, source: str) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        faults = [f"{source}: {'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()]
+        faults = [
+            f"{source}: {'.'.join(map(str, item['loc'])) or 'file'}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        ]
         raise ProfileError("\n".join(faults)) from None
 
 

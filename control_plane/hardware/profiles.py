@@ -21,12 +21,13 @@ from control_plane.hardware.energy_profile import (
 from control_plane.hardware.energy_table import EnergyTable, TableFit
 from control_plane.hardware.fitted_times import Cell, NormFit, Pins, PowerFit, WholePassFit, rising
 from control_plane.hardware.gpu_model import H100_SXM, GpuSpec
+from control_plane.hardware.h100_profile import llama2_70b_h100
 from control_plane.hardware.iteration_tables import Floats, IterationTables
 from control_plane.hardware.machine_profile import Evidence, MachineProfile
 from control_plane.hardware.profile_file import ProfileError, parse_profile
 from control_plane.hardware.replica_model import ReplicaLimits
 
-DEFAULT_PROFILE = "llama2-70b-h100-current"
+DEFAULT_PROFILE = "llama2-70b-h100"
 
 LLAMA_8B = ModelSpec("llama8b", 8_030_257_152, 32, 4096, 32 * 2 * 8 * 128 * 2)
 H200_BYTES = 139 * 2**30
@@ -191,6 +192,7 @@ def _llama8b_h200(slo: Slo) -> MachineProfile:
 
 
 _EMBEDDED: Mapping[str, Callable[[Slo], MachineProfile]] = {
+    "llama2-70b-h100": llama2_70b_h100,
     "llama2-70b-h100-current": _llama2_current,
     "llama2-70b-h100-2023": _llama2_2023,
     "llama8b-h200": _llama8b_h200,

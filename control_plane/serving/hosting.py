@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from control_plane.actions import SetGpuBudget, Step
-from control_plane.domain import InputClass, PoolName, ReplicaId, ReplicaView, Slo
+from control_plane.domain import InputClass, Load, PoolName, ReplicaId, ReplicaView, Slo
 from control_plane.serving.arrival_log import Answers
 from control_plane.serving.load_forecast import Arrival, Forecast
 from control_plane.serving.policy import Needs, Policy, RoutedRequest
@@ -121,9 +121,12 @@ class PoolHost:
     def plan(self) -> str:
         return self._controller.plan()
 
-    def load_rps(self, forecast: Forecast) -> float:
+    def load(self, forecast: Forecast) -> Load:
         """What arrives for this pool now."""
-        return forecast.reactive.only(self._settings.input_classes).rps
+        return forecast.reactive.only(self._settings.input_classes)
+
+    def load_rps(self, forecast: Forecast) -> float:
+        return self.load(forecast).rps
 
 
 class ClusterHost:

@@ -52,3 +52,13 @@ def measurements() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data folder is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fit_h100() -> ModuleType:
+    return load_module(ROOT / "benchmarks" / "profiles" / "fit_h100.py")
+
+
+@pytest.fixture(scope="session")
+def on_real_gpu() -> ModuleType:
+    return load_module(ROOT / "benchmarks" / "profiles" / "on_real_gpu.py")

@@ -157,3 +157,19 @@ def test_too_few_or_too_similar_runs_are_refused(known: MachineProfile) -> None:
         from_vllm_bench([one] * 5, target)
     with pytest.raises(ProfileError, match="give both"):
         from_vllm_bench([one] * 5, Target("bench"))
+
+
+def test_a_run_of_less_than_a_token_a_request_is_refused(known: MachineProfile) -> None:
+    content = json.loads(bench_run(known, 1, 512, 32)) | {"total_output_tokens": 1}
+    with pytest.raises(ProfileError, match=r"1 output tokens in .* requests: less than one each"):
+        from_vllm_bench([("a.json", json.dumps(content))] * 3, Target("bench", tp=1, kv_tokens=1000))
+
+
+def test_dynamos_units_and_lengths_are_checked(known: MachineProfile) -> None:
+    prefill, decode = dynamo_raw(known)
+    percent = decode | {"x_kv_usage": [100 * value for value in decode["x_kv_usage"]]}
+    with pytest.raises(ProfileError, match=r"x_kv_usage: a share of the KV cache between 0 and 1 .* in percent"):
+        from_dynamo(prefill, percent, Target("x"))
+    alike = prefill | {"prefill_isl": [128.0] * len(prefill["prefill_isl"])}
+    with pytest.raises(ProfileError, match=r"prefill_isl: prompts of at least three lengths are needed, got \[128.0\]"):
+        from_dynamo(alike, decode, Target("x"))

@@ -1,6 +1,7 @@
 """The embedded profiles: what they say, where it comes from, and how far off it is on rows held out."""
 
 import json
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,8 @@ from control_plane.hardware.gpu_model import GpuSpec
 from control_plane.hardware.profile_file import ProfileError
 from control_plane.hardware.profile_report import curves, table_rows
 from control_plane.hardware.profiles import DEFAULT_PROFILE, PROFILE_NAMES, fits, load_profile
+from control_plane.settings import Settings
+from wattray.cli_simulate import bound_command, simulate_command
 
 OLD = "llama2-70b-h100-2023"
 MEDIUM = Load({InputClass.MEDIUM: ClassLoad(1.0, 600, 200)})
@@ -34,10 +37,16 @@ def test_every_name_loads_with_its_era_and_source(name: str) -> None:
             assert list(table) == sorted(table)
 
 
-def test_the_current_engine_is_the_default_and_goes_through_the_public_anchor() -> None:
-    profile = load_profile(DEFAULT_PROFILE)
+def test_one_profile_is_the_default_everywhere() -> None:
+    assert DEFAULT_PROFILE == "llama2-70b-h100"
+    assert Settings().profile == DEFAULT_PROFILE
+    for command in (simulate_command, bound_command):
+        assert signature(command).parameters["profile"].default == DEFAULT_PROFILE
+
+
+def test_the_roofline_goes_through_the_public_anchor() -> None:
+    profile = load_profile("llama2-70b-h100-current")
     machine = profile.machine(Shape(4, 1980))
-    assert DEFAULT_PROFILE == "llama2-70b-h100-current"
     for batch in (1, 16, 64):
         anchor_ms = 15.7 + 0.104 * batch
         context_ms = 512 * machine.context_s * batch * 1e3
@@ -45,7 +54,7 @@ def test_the_current_engine_is_the_default_and_goes_through_the_public_anchor() 
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ProfileError, match=r"unknown profile 'gpt'; known are llama2-70b-h100-current, .*llama8b-h200"):
+    with pytest.raises(ProfileError, match=r"unknown profile 'gpt'; known are llama2-70b-h100, .*llama8b-h200"):
         load_profile("gpt")
 
 

@@ -83,8 +83,11 @@ def test_the_bound_stands_alone(trace: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--policies", "watray"), "unknown policy 'watray' (did you mean wattray?); there are wattray, single-pool"),
-        (("--profile", "h900"), "unknown profile 'h900'; known are llama2-70b-h100-current"),
+        (
+            ("--policies", "watray"),
+            "unknown policy 'watray' (did you mean wattray?); there are wattray, combined, phases-apart",
+        ),
+        (("--profile", "h900"), "unknown profile 'h900'; known are llama2-70b-h100, "),
         (
             ("--gpus", "4"),
             "4 GPUs are too few: single-pool holds the SLO for 99% of this trace with 1 × TP8, so at least 8",

@@ -419,7 +419,7 @@ def test_mutated_files_are_read_or_refused_with_the_readers_own_error(
     from control_plane.hardware.profile_file import ProfileError
     from control_plane.simulation.traces import TraceError
     from control_plane.training.profile import StageProfileError, read_profile
-    from wattray.cli_profile import profile_named
+    from wattray.profile_files import profile_named
     from wattray.trace_files import TraceRequest, load_trace
 
     good = {
