@@ -53,6 +53,8 @@ class Guard:
         self._boot_id = boot_id()
         self._scheduled_mhz: dict[str, int | None] = {}
         self._rates: dict[str, RateLimit] = {}
+        self.ending = False
+        """Nothing more is granted."""
         self.woken = asyncio.Event()
         """Something is leased: whoever ticks must look at the next moment at which a lease may lapse."""
         self.upkeep = Upkeep(self.cards, self.book, self._scheduled_mhz, self._wanted, self.executor, audit, rules)
@@ -251,6 +253,8 @@ class Guard:
     # checks
 
     def _controllable(self, uuid: str) -> Card:
+        if self.ending:
+            raise RefusedError(ErrorKind.BUSY, "gpud is ending and sets nothing any more")
         card = self.cards.get(uuid)
         if card is None:
             raise RefusedError(ErrorKind.NO_SUCH_GPU, f"this node has no GPU {uuid}")

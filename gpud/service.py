@@ -23,6 +23,8 @@ from gpud.server import Door, Server
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+AUDIT_S = 0.02
+"""For the lines of the audit that wait for a free moment."""
 FIRST_LOOK_S = 3.0
 
 
@@ -67,14 +69,17 @@ class Service:
         server.close()
         if metrics is not None:
             metrics.close()
+        self.guard.ending = True
         await self.guard.upkeep.end()
         self._options.socket.unlink(missing_ok=True)
+        await asyncio.sleep(AUDIT_S)
         self._audit.note("ended", pid=os.getpid())
 
     async def restore(self) -> None:
         """Undo what an earlier gpud left, and nothing else."""
         await self._first_look()
         await self.guard.upkeep.end()
+        await asyncio.sleep(AUDIT_S)
 
     def state(self) -> dict[str, Any]:
         """How gpud is: "ok", "no gpu", "dry run", or "degraded" with the reason."""
