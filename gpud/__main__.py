@@ -40,7 +40,7 @@ def _opener(options: Options) -> Callable[[], GpuNode]:
         return open_simulated
 
     def open_nvml() -> GpuNode:
-        from actors.gpu.nvml import NvmlNode
+        from actors.gpu.nvml_node import NvmlNode
 
         return NvmlNode(options.allow_shared)
 

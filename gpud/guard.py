@@ -1,4 +1,4 @@
-"""Whose GPUs are whose: checks requests, keeps the lease book, and sees to it that the hardware follows it.
+"""Whose GPUs are whose: checks requests, keeps the lease book, and sets at once what a request changed.
 
 It runs in one event loop. The book says what the hardware should be set to, each card what it was set to; what differs
 is set at once and again every second. Nothing here waits for a GPU that it was not asked about.
@@ -7,14 +7,14 @@ is set at once and again every second. Nothing here waits for a GPU that it was 
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.gpu.gpud_wire import ErrorKind
-from actors.gpu.readback import Verdict, verdict
+from actors.gpu.readback import Verdict
 from control_plane.leases import DEFAULT, Hold, LeaseBook, StaleEpochError
-from control_plane.ports import Gpu, GpuError
+from control_plane.ports import Gpu
 from gpud.audit import Audit
 from gpud.bounds import RateLimit, checked_hold, checked_scheduled
 from gpud.card import Card
@@ -22,13 +22,12 @@ from gpud.executor import Executor, Peer, Rules, shown
 from gpud.records import Records, boot_id
 from gpud.requests import Lease as Asked
 from gpud.requests import LimitPower, Lock, RefusedError, Reset, Schedule, SetScheduled
+from gpud.upkeep import Upkeep, owner_key, owner_name
 
 log = logging.getLogger(__name__)
 
 _FOR_EVER = frozenset({ErrorKind.PERMISSION, ErrorKind.NOT_SUPPORTED, ErrorKind.OUT_OF_BOUNDS, ErrorKind.NOT_OURS})
 """A GPU that refused for one of these was not set and will not be: its lease ends."""
-LOOK_S = 0.05
-MOST_PAUSE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -54,13 +53,11 @@ class Guard:
         self._boot_id = boot_id()
         self._scheduled_mhz: dict[str, int | None] = {}
         self._rates: dict[str, RateLimit] = {}
-        self._drift: dict[str, tuple[int, float]] = {}
-        """By GPU: how often in a row its clock was found above its lock, and when it may be set again."""
-        self._failed: dict[str, tuple[int, float]] = {}
-        """By GPU: how often in a row it could not be set, and when to try again."""
+        self.ending = False
+        """Nothing more is granted."""
         self.woken = asyncio.Event()
         """Something is leased: whoever ticks must look at the next moment at which a lease may lapse."""
-        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self.upkeep = Upkeep(self.cards, self.book, self._scheduled_mhz, self._wanted, self.executor, audit, rules)
 
     def admit(self, gpus: Iterable[Gpu]) -> list[Card]:
         """GPUs that the driver shows now: new ones are taken in, missing ones count as lost. Returns the new ones."""
@@ -122,7 +119,7 @@ class Guard:
         for uuid in mine:
             self._scheduled_mhz.pop(uuid, None)
         for uuid in held.keys() - self._held_by(owner).keys():
-            self._soon(uuid, "bring", self._bring_quietly(uuid, f"{asked.owner} has let it go"))
+            self.upkeep.bring_soon(uuid, f"{asked.owner} has let it go")
         await asyncio.gather(*(self._hold_one(self.cards[uuid], owner, asked, peer, answer) for uuid in mine))
         for uuid, refusal in answer.refused.items():
             self.audit.note("refused", gpu=uuid, **_who(peer, asked), asked=shown(request.holds.get(uuid)), **refusal)
@@ -130,7 +127,7 @@ class Guard:
 
     async def limit_power(self, request: LimitPower, peer: Peer) -> Answer:
         """As ``lock``; what the owner holds these GPUs' clocks at stays."""
-        held = self._held_by(owner_key(request.lease.owner, peer))
+        held = self._held_by(owner_key(request.lease.owner, peer.uid))
         holds = {uuid: replace(held.get(uuid, DEFAULT), power_w=watts) for uuid, watts in request.limits_w.items()}
         return await self.lock(Lock(request.lease, holds), peer)
 
@@ -191,7 +188,7 @@ class Guard:
 
     async def set_scheduled(self, request: SetScheduled, peer: Peer) -> Answer:
         """Clocks now. Quick: no read-back, no waiting for anybody else."""
-        owner, answer = owner_key(request.owner, peer), Answer()
+        owner, answer = owner_key(request.owner, peer.uid), Answer()
         self._check_epoch(owner, request.epoch)
         cards = []
         for uuid, freq_mhz in request.clocks_mhz.items():
@@ -231,7 +228,7 @@ class Guard:
             lease = self.book.lease(uuid)
             if lease is None:
                 continue
-            if by_hand or lease.owner == owner_key(request.owner or owner_name(lease.owner), peer):
+            if by_hand or lease.owner == owner_key(request.owner or owner_name(lease.owner), peer.uid):
                 self.book.release(lease.owner, [uuid])
                 self._scheduled_mhz.pop(uuid, None)
                 todo.append(uuid)
@@ -253,96 +250,11 @@ class Guard:
         except RefusedError as error:
             answer.refuse(uuid, error)
 
-    # by itself
-
-    def tick(self) -> None:
-        """End lapsed leases, and see to whatever is not as the book says. Waits for nobody."""
-        for uuid, lease in self.book.expire(time.monotonic()).items():
-            self._scheduled_mhz.pop(uuid, None)
-            self.audit.note("lapsed", gpu=uuid, owner=owner_name(lease.owner))
-        for uuid, card in self.cards.items():
-            owner, target = self._wanted(uuid)
-            if card.in_force != target or (card.owes_a_reset and not owner):
-                self._soon(uuid, "bring", self._bring_quietly(uuid, "due"))
-            elif owner and target.freq_mhz is not None and not self.rules.dry_run:
-                self._soon(uuid, "watch", self._watch(card, target.freq_mhz))
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything is leased or owed, so that somebody must look every second."""
-        return bool(self.book.leases()) or any(card.owes_a_reset for card in self.cards.values())
-
-    def next_expiry_s(self) -> float | None:
-        """Monotonic seconds; None where nothing is leased."""
-        return min((lease.expires_s for lease in self.book.leases().values()), default=None)
-
-    async def end(self) -> None:
-        """Every lease ends and what was set is undone, before the process ends."""
-        self.book.release_all()
-        self._scheduled_mhz.clear()
-        due = [uuid for uuid, card in self.cards.items() if card.owes_a_reset or card.in_force != DEFAULT]
-        await asyncio.gather(*(self._bring_quietly(uuid, "gpud ends") for uuid in due))
-
-    def look_soon(self, card: Card) -> None:
-        """In the background, so that a lost GPU is found again."""
-        self._soon(card.uuid, "look", self._look_quietly(card))
-
-    async def _look_quietly(self, card: Card) -> None:
-        try:
-            await self.executor.look(card, 0.0)
-        except GpuError as error:
-            log.debug("%s", error)
-
-    def _soon(self, uuid: str, kind: str, work: Coroutine[None, None, None]) -> None:
-        """In the background; one of a kind and GPU at a time."""
-        running = self._tasks.get((uuid, kind))
-        if running is not None and not running.done():
-            work.close()
-            return
-        self._tasks[uuid, kind] = asyncio.get_running_loop().create_task(work)
-
-    async def _bring_quietly(self, uuid: str, why: str) -> None:
-        """What fails is due again: at once five times, then less and less often."""
-        times, again_s = self._failed.get(uuid, (0, 0.0))
-        if times and time.monotonic() < again_s:
-            return
-        try:
-            await self.executor.bring(self.cards[uuid], why)
-            self._failed.pop(uuid, None)
-        except RefusedError as error:
-            pause_s = min(MOST_PAUSE_S, 2.0 ** max(0, times - 5) - 1)
-            self._failed[uuid] = times + 1, time.monotonic() + pause_s
-            log.warning("%s (tried again)", error)
-
-    async def _watch(self, card: Card, held_mhz: int) -> None:
-        """Somebody else may have set a GPU that is held here: a clock twice above its lock is set again, less and less
-        often."""
-        try:
-            look = await self.executor.look(card, LOOK_S)
-        except GpuError as error:
-            log.warning("%s", error)
-            return
-        if card.facts is None or card.in_force is None or card.in_force.freq_mhz != held_mhz:
-            return
-        if look.at_s - card.set_at_s < self.rules.settle_s:
-            return
-        found = verdict(held_mhz, card.facts.step_mhz, look.sample)
-        times, again_s = self._drift.get(card.uuid, (0, 0.0))
-        now_s = time.monotonic()
-        if found is not Verdict.STUCK:
-            self._drift.pop(card.uuid, None)
-            card.verdict = card.verdict if found is Verdict.UNVERIFIABLE else found
-        elif times == 0:
-            self._drift[card.uuid] = 1, now_s
-        elif now_s >= again_s:
-            self._drift[card.uuid] = times + 1, now_s + min(60.0, 2.0**times)
-            self.audit.note("drifted", gpu=card.uuid, held_mhz=held_mhz, observed_mhz=look.sample.freq_mhz)
-            card.verdict, card.in_force = found, None
-            await self._bring_quietly(card.uuid, "its clock is above its lock")
-
     # checks
 
     def _controllable(self, uuid: str) -> Card:
+        if self.ending:
+            raise RefusedError(ErrorKind.BUSY, "gpud is ending and sets nothing any more")
         card = self.cards.get(uuid)
         if card is None:
             raise RefusedError(ErrorKind.NO_SUCH_GPU, f"this node has no GPU {uuid}")
@@ -362,7 +274,7 @@ class Guard:
         if not 0 < asked.ttl_s <= self.rules.ttl_max_s:
             most = f"more than 0 and at most {self.rules.ttl_max_s:g}"
             raise RefusedError(ErrorKind.OUT_OF_BOUNDS, f"ttl_s must be {most}, got {asked.ttl_s:g}")
-        owner = owner_key(asked.owner, peer)
+        owner = owner_key(asked.owner, peer.uid)
         self._check_epoch(owner, asked.epoch)
         return owner
 
@@ -379,15 +291,6 @@ class Guard:
     def _drives(self, owner: str, uuid: str) -> bool:
         lease = self.book.lease(uuid)
         return lease is not None and lease.owner == owner and lease.hold is None
-
-
-def owner_key(owner: str, peer: Peer) -> str:
-    """Owners of different users are different owners."""
-    return f"{owner}@{peer.uid}"
-
-
-def owner_name(key: str) -> str:
-    return key.rpartition("@")[0]
 
 
 def _without_user(why: str) -> str:

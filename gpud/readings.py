@@ -7,8 +7,9 @@ from typing import Any
 from control_plane.leases import Hold
 from control_plane.ports import GpuError
 from gpud.card import Card
-from gpud.guard import Guard, owner_name
+from gpud.guard import Guard
 from gpud.requests import Read
+from gpud.upkeep import owner_name
 
 _READINGS = (
     "clock_mhz",

@@ -23,6 +23,8 @@ from gpud.server import Door, Server
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+AUDIT_S = 0.02
+"""For the lines of the audit that wait for a free moment."""
 FIRST_LOOK_S = 3.0
 
 
@@ -67,14 +69,17 @@ class Service:
         server.close()
         if metrics is not None:
             metrics.close()
-        await self.guard.end()
+        self.guard.ending = True
+        await self.guard.upkeep.end()
         self._options.socket.unlink(missing_ok=True)
+        await asyncio.sleep(AUDIT_S)
         self._audit.note("ended", pid=os.getpid())
 
     async def restore(self) -> None:
         """Undo what an earlier gpud left, and nothing else."""
         await self._first_look()
-        await self.guard.end()
+        await self.guard.upkeep.end()
+        await asyncio.sleep(AUDIT_S)
 
     def state(self) -> dict[str, Any]:
         """How gpud is: "ok", "no gpu", "dry run", or "degraded" with the reason."""
@@ -115,16 +120,20 @@ class Service:
     async def _tick_forever(self, ending: asyncio.Event) -> None:
         while True:
             idle_s = time.monotonic() - self._server.asked_s
-            if self._options.end_idle_s is not None and idle_s > self._options.end_idle_s and not self.guard.busy:
+            if (
+                self._options.end_idle_s is not None
+                and idle_s > self._options.end_idle_s
+                and not self.guard.upkeep.busy
+            ):
                 log.info("nobody has asked anything for %.0f s: gpud ends", idle_s)
                 ending.set()
             try:
                 self._rescan()
-                self.guard.tick()
+                self.guard.upkeep.tick()
             except Exception:
                 log.exception("a tick failed; the next one follows")
-            pause_s = TICK_S if self.guard.busy else self._options.rescan_s
-            expiry_s = self.guard.next_expiry_s()
+            pause_s = TICK_S if self.guard.upkeep.busy else self._options.rescan_s
+            expiry_s = self.guard.upkeep.next_expiry_s()
             if expiry_s is not None:
                 pause_s = min(pause_s, max(0.001, expiry_s - time.monotonic()))
             self.guard.woken.clear()
@@ -163,10 +172,10 @@ class Service:
         for card in self.guard.admit(gpus):
             if card.owes_a_reset:
                 self._audit.note("found", gpu=card.uuid, why="an earlier gpud left it set: it is reset")
-        self.guard.tick()
+        self.guard.upkeep.tick()
         for card in self.guard.cards.values():
             if card.lost is not None or card.last is None:
-                self.guard.look_soon(card)
+                self.guard.upkeep.look_soon(card)
 
     def _say_no_gpu(self, why: str) -> None:
         self._no_gpu = why

@@ -1,6 +1,7 @@
 """``wattray gpu``: what this node's GPUs do, and their clocks by hand. Everything goes through gpud; light to start."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -46,11 +47,13 @@ def lock(
 ) -> None:
     """Cap a GPU's clock for a while. Returns after reading back; exits 0 only where the clock is held or capped."""
     client = GpudClient(socket or default_socket())
-    if max_mhz != int(max_mhz):
+    if not math.isfinite(ttl):
+        fail(ValueError(f"--ttl must be a number of seconds, got {ttl}"))
+    if not (math.isfinite(max_mhz) and max_mhz == int(max_mhz)):
         fail(ValueError(f"--max-mhz must be a whole number of MHz, got {max_mhz}"))
     try:
         answer = client.lock(owner, {gpu: Hold(int(max_mhz))}, ttl, why="wattray gpu lock")
-    except (GpudError, OverflowError) as error:
+    except GpudError as error:
         fail(error)
     granted = answer.granted.get(gpu)
     if as_json:

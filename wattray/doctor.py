@@ -38,6 +38,7 @@ def _versions(package: str) -> Finding:
 
 def _through_ray(socket: Path) -> dict[str, list[Finding]]:
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from wattray.client import connect
 
@@ -46,7 +47,7 @@ def _through_ray(socket: Path) -> dict[str, list[Finding]]:
     asked = {}
     for node in ray.nodes():
         if node["Alive"]:
-            strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = ray.remote(_on_node).options(num_cpus=0, scheduling_strategy=strategy)
             asked[f"node {node['NodeID'][:12]} ({node['NodeManagerAddress']})"] = task.remote(socket)
     here = (sys.version_info[:3], importlib.metadata.version("ray"))

@@ -73,7 +73,7 @@ def create_node(driver: str, folder: Path, node_id: str, gpus: int, spec: GpuSpe
     of the model ``spec``, unless they exist already; their state is kept in ``folder``. Raises GpuError where there
     are none."""
     if driver == "nvml":
-        from actors.gpu.nvml import NvmlNode
+        from actors.gpu.nvml_node import NvmlNode
 
         return NvmlNode()
     return SimulatedNode.create(_file(folder, node_id), gpus, spec)
@@ -96,8 +96,11 @@ def open_guarded(site: NodeSite, ttl_max_s: float, dry_run: bool, socket: Path |
     client = GpudClient(found)
     uuids = tuple(row["uuid"] for row in client.read(max_age_s=3600.0)["gpus"])
     own = None if own_state is None else str(own_state)
-    NodeRecord(site.driver, str(found), uuids, own).write(site.folder, site.node_id)
     shadow = SimulatedNode.create(site.file, max(site.gpus, len(uuids)), site.spec) if shadow_of_real else None
+    if shadow is not None:
+        # GPUs that Ray counts and the driver does not show: simulated work runs on them, nobody steers them.
+        uuids += tuple(shadow.uuid_of(index) for index in range(len(uuids), site.gpus))
+    NodeRecord(site.driver, str(found), uuids, own).write(site.folder, site.node_id)
     return GuardedSite(client, keeper, None if shadow is None else ShadowNode(shadow, uuids))
 
 

@@ -20,7 +20,7 @@ from actors.gpu.scheduled_gpus import ScheduledGpus
 from actors.guarded_agent import GuardedGpuAgent
 from actors.messages import GpuReading, Held
 from actors.peers import PeerAwayError
-from control_plane.hardware.gpu_model import H100_SXM
+from control_plane.hardware.gpu_model import H100_SXM, Activity
 from control_plane.leases import Hold, StaleEpochError
 
 Told = tuple[tuple[LostHeadroom, ...], tuple[LostHeadroom, ...]]
@@ -66,6 +66,7 @@ def world(shared: World, monkeypatch: pytest.MonkeyPatch) -> World:
     shared.gpud.client.reset(None)
     eventually(lambda: not any(row["owes_a_reset"] for row in shared.gpud.rows().values()))
     time.sleep(0.025)  # the clocks settle
+    shared.gpud.rows()  # what was read last is as they are now
     shared.told.clear()
     return shared
 
@@ -112,11 +113,12 @@ def test_a_schedule_lease_is_the_owners_to_drive(world: World) -> None:
 
 def test_where_clocks_are_only_recommended_gpud_is_only_asked_to_read(world: World) -> None:
     agent = world.agent("recommend")
-    audited = len(world.gpud.audit())
+    sets = [gpu.sets for gpu in world.fake.gpus]
     assert asyncio.run(agent.hold("pool", {world.a: Hold(1200)}, 15)) == Held({world.a: 1980}, {})
     assert not asyncio.run(agent.hold_schedule("job", [world.a], 15))
     asyncio.run(agent.reset_all())
-    assert len(world.gpud.audit()) == audited
+    assert [gpu.sets for gpu in world.fake.gpus] == sets
+    assert all(row["lease"] is None for row in world.gpud.rows().values())
     assert [reading.freq_mhz for reading in agent.readings()] == [1980] * 3
 
 
@@ -176,6 +178,20 @@ def test_an_agent_starts_a_gpud_of_its_own_and_taking_down_undoes_what_it_left(t
     assert restore_defaults(tmp_path) == []
     assert charged.state(0).target_mhz == 1980
     assert not found.client.path.exists()
+
+
+def test_without_a_driver_simulated_work_runs_and_nothing_is_steered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    found = open_guarded(NodeSite("nvml", tmp_path, "abcdef0123456789", 2, H100_SXM), 60.0, False, None)
+    assert found.client.read()["gpud"]["state"] == "no gpu"
+    charged = open_charged("nvml", tmp_path, "abcdef0123456789", "governor:r0")
+    uuids = [charged.uuid_of(index) for index in (0, 1)]
+    charged.set_activity([0, 1], Activity(0.5, 0.5))
+    assert charged.state(1).activity.sm == 0.5
+    assert found.client.lock("pool", {uuids[0]: Hold(1200)}, 5).refused[uuids[0]].kind == "no_such_gpu"
+    assert restore_defaults(tmp_path) == []
 
 
 def test_a_killed_gpud_of_its_own_is_started_again_and_restored_from(tmp_path: Path) -> None:

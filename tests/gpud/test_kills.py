@@ -106,6 +106,19 @@ def test_a_terminated_gpud_leaves_nothing_set(gpud: GpudProcess, fake: FakeNvml)
     assert not gpud.socket.exists()
 
 
+def test_a_gpud_that_ends_grants_nothing_more(gpud: GpudProcess, fake: FakeNvml) -> None:
+    """Clients ask on while it undoes what is set."""
+    uuid, other = fake.gpu(0).uuid, fake.gpu(1).uuid
+    gpud.client.lock("pool", {uuid: Hold(1200)}, 30)
+    fake.gpu(0).delays("reset", 500_000)
+    gpud.signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert gpud.client.lock("job", {other: Hold(1200)}, 30).refused[other].kind == "busy"
+    assert gpud.end() == 0
+    assert locks(fake) == [0, 0]
+    assert [row["event"] for row in gpud.audit()[-2:]] == ["set", "ended"]
+
+
 def test_what_a_killed_gpud_left_can_be_undone_without_serving(gpud: GpudProcess, fake: FakeNvml) -> None:
     gpud.client.lock("pool", {fake.gpu(0).uuid: Hold(1200)}, 30)
     gpud.kill()

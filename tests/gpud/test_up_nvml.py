@@ -88,6 +88,11 @@ def test_up_on_nvml_holds_idle_clocks_low_and_a_killed_gpud_or_control_plane_lea
     socket = json.loads(record.read_text())["socket"]
     listed = json.loads(site.wattray("gpu", "list", "--json", "--socket", socket).stdout)
     assert [gpu["uuid"] for gpu in listed["gpus"]] == [gpu.uuid for gpu in site.fake.gpus]
+    doctor = site.wattray("doctor", "--json", "--socket", socket)
+    nodes = json.loads(doctor.stdout)["nodes"]
+    assert [name.split()[0] for name in nodes] == ["this", "Ray", "node"]
+    assert nodes["Ray"][0]["found"] == "token mode"
+    assert {finding["level"] for findings in nodes.values() for finding in findings} == {"ok"}, doctor.stdout
     os.kill(listed["gpud"]["pid"], signal.SIGKILL)
     eventually(lambda: pid_of(site, socket) not in (None, listed["gpud"]["pid"]), 20)
     eventually(lambda: sum(high > 0 for high in site.locked()) >= 4, 20)

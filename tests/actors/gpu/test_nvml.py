@@ -11,7 +11,8 @@ import pytest
 from fake_nvml import CLOCKS_MHZ, FakeNvml
 from tests_support import ROOT
 
-from actors.gpu.nvml import NvmlGpu, NvmlNode
+from actors.gpu.nvml import NvmlGpu
+from actors.gpu.nvml_node import NvmlNode
 from control_plane.ports import (
     ClockEvent,
     Feature,
@@ -149,7 +150,9 @@ def test_a_driver_that_is_not_there_is_no_gpu_until_it_is(fake: FakeNvml, code: 
 
 
 def test_without_any_library_there_is_no_gpu(tmp_path: Path) -> None:
-    code = "from actors.gpu.nvml import NvmlNode\ntry: NvmlNode()\nexcept Exception as e: print(type(e).__name__, e)"
+    code = (
+        "from actors.gpu.nvml_node import NvmlNode\ntry: NvmlNode()\nexcept Exception as e: print(type(e).__name__, e)"
+    )
     environ = {"PATH": "/usr/bin", "LD_LIBRARY_PATH": str(tmp_path)}
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
     assert shown.stdout.startswith("NoGpuError NVML: NVML says NVML Shared Library Not Found"), shown
@@ -196,7 +199,7 @@ def test_an_old_driver_lacks_calls_and_is_read_all_the_same(tmp_path: Path) -> N
     fake = FakeNvml(tmp_path, gpus=1, old_driver=True)
     fake.gpu(0).cap_mhz = 1500
     code = (
-        "from actors.gpu.nvml import NvmlNode\n"
+        "from actors.gpu.nvml_node import NvmlNode\n"
         "gpu = NvmlNode().gpus()[0]\n"
         "s = gpu.sample()\n"
         "print(s.freq_mhz, round(s.power_w), s.temperature_c, sorted(s.events), len(gpu.supported_freqs_mhz()))\n"
