@@ -63,7 +63,7 @@ class FrontierSolver:
                     samples = question.samples
                     return await _on(self._prepare, lambda: _job_frontier(job, solved, now, samples))
                 case PrepareQuestion():
-                    if solved.library is None:
+                    if solved.library is None and not await _on(self._look_up, lambda: _is_good(job, solved, now)):
                         await self._prepared(job, now.own, solved)
                     return None
                 case _:
@@ -107,6 +107,11 @@ def _on(pool: ThreadPoolExecutor, work: Callable[[], Result]) -> "asyncio.Future
 
 def _give_way() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LONG_WORK_NICE)
+
+
+def _is_good(job: JobRecord, solved: SolvedJob, now: Circumstances) -> bool:
+    """Whether the plan that is to be had at once needs no library."""
+    return solved.within(meeting(job.spec(), solved, now).deadline_s).is_near_bound
 
 
 def _clock_schedule(job: JobRecord, solved: SolvedJob, now: Circumstances) -> ClockSchedule:

@@ -90,6 +90,8 @@ class GpuAgent:
                         gpu.power_w(),
                         gpu.energy_j(),
                         None if lease is None else lease.owner,
+                        tuple(sorted(gpu.clock_events())),
+                        None if lease is None else self._monotonic_s() - lease.renewed_s,
                     )
                 )
             except GpuError as error:

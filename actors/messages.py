@@ -72,6 +72,10 @@ class GpuReading:
     power_w: float
     energy_j: float
     owner: str | None
+    events: tuple[str, ...] = ()
+    """Why it runs below the clock it may take."""
+    lease_age_s: float | None = None
+    """Since its lease was last renewed; None where it has none."""
 
 
 @dataclass(frozen=True, slots=True)

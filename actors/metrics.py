@@ -10,13 +10,16 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from actors.messages import GpuReading, PoolStatus
 from control_plane.domain import ReplicaState
+from control_plane.ports import ClockEvent
 
 HELP = {
     "wattray_profile_correction_ratio": "Measured over modelled, as plans take it, by phase (decode, power).",
     "wattray_profile_disagreement_ratio": "By how much the profile is off where that is more than it states, else 0.",
     "wattray_gpu_power_watts": "Power a GPU draws now.",
     "wattray_gpu_clock_hertz": "SM clock of a GPU now.",
-    "wattray_gpu_clock_limit_hertz": "Highest SM clock wattray allows a GPU now.",
+    "wattray_gpu_clock_target_hertz": "Highest SM clock wattray allows a GPU now.",
+    "wattray_gpu_clock_event_info": "1 while this holds a GPU below the clock it may take.",
+    "wattray_gpu_lease_age_seconds": "Time since the lease on a GPU was last renewed; 0 where there is none.",
     "wattray_gpu_energy_joules_total": "Energy a GPU has used since the agent started, idle included.",
     "wattray_pool_replicas": "Replicas of a pool that are ready.",
     "wattray_pool_gpu_budget": "GPUs a pool may hold.",
@@ -54,7 +57,11 @@ def gpu(reading: GpuReading, spent_j: float) -> None:
     tags = {"uuid": reading.uuid}
     gauge("wattray_gpu_power_watts", "uuid").set(reading.power_w, tags)
     gauge("wattray_gpu_clock_hertz", "uuid").set(reading.freq_mhz * 1e6, tags)
-    gauge("wattray_gpu_clock_limit_hertz", "uuid").set(reading.locked_mhz * 1e6, tags)
+    gauge("wattray_gpu_clock_target_hertz", "uuid").set(reading.locked_mhz * 1e6, tags)
+    gauge("wattray_gpu_lease_age_seconds", "uuid").set(reading.lease_age_s or 0.0, tags)
+    for event in ClockEvent:
+        info = gauge("wattray_gpu_clock_event_info", "uuid", "event")
+        info.set(1.0 if event in reading.events else 0.0, {**tags, "event": str(event)})
     if spent_j > 0:
         counter("wattray_gpu_energy_joules_total", "uuid").inc(spent_j, tags)
 

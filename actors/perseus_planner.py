@@ -20,6 +20,7 @@ from control_plane.training.job_spec import Circumstances, JobSpec, PipelineId, 
 from control_plane.training.profile import profile_of
 from control_plane.training.schedules import user_order
 from control_plane.training.straggler import Detector
+from control_plane.training.switch_rules import SwitchRules
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class PerseusPlanner:
             profile_of(registration.choices),
             schedule,
             registration.blocking_power_w,
-            switch_time_s=registration.switch_time_s,
+            switch=SwitchRules(registration.switch_time_s),
         )
         record = JobRecord.of(registration.job, spec)
         self._drop(record.name)

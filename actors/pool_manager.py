@@ -6,12 +6,13 @@ It holds no state that its replicas, the cluster manager and the next second wou
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
 from actors import metrics
 from actors.decision_log import DecisionLog
+from actors.gpu.headroom import LostHeadroom
 from actors.held_clocks import HeldClocks, HoldGpus
 from actors.messages import Decision, Orders, PoolStatus, ReplicaReport
 from actors.peers import PeerAwayError
@@ -95,6 +96,7 @@ class PoolManager:
         self._routable: frozenset[ReplicaId] = frozenset()
         self._routable_at_s = -math.inf
         self._paused = False
+        self._held_down: dict[str, LostHeadroom] = {}
 
     # what others tell it
 
@@ -109,6 +111,19 @@ class PoolManager:
 
     def set_gpu_budget(self, gpus: int) -> None:
         self._gpu_budget = gpus
+
+    def headroom(self, told: Mapping[str, LostHeadroom | None]) -> None:
+        """From an agent: GPUs that heat or power hold below the clock they may take, and None for those that are free
+        again. Replicas on them count as no faster than that, and it is noted."""
+        ours = {uuid for seen in self._seen.values() for uuid in seen.report.gpu_uuids}
+        for uuid, loss in told.items():
+            if loss is None:
+                if self._held_down.pop(uuid, None) is not None:
+                    self._log.note(f"{uuid}: its clock is free again", "the agent saw it")
+            elif uuid in ours:
+                self._held_down[uuid] = loss
+                why = ", ".join(loss.events)
+                self._log.note(f"{uuid}: runs at {loss.runs_mhz} of {loss.allowed_mhz} MHz", f"held down by {why}")
 
     def pause(self) -> None:
         """Take no more actions: the control plane is going down."""
@@ -294,9 +309,13 @@ class PoolManager:
 
     def _observed_mhz(self, report: ReplicaReport) -> int:
         """The clock the replica sees; where it cannot see, what its agent says is in force; else full."""
+        attainable_mhz = min(
+            (self._held_down[uuid].runs_mhz for uuid in report.gpu_uuids if uuid in self._held_down),
+            default=self._rules.full_clock_mhz,
+        )
         if report.freq_mhz is not None:
-            return report.freq_mhz
-        return self._clocks.in_force_mhz(report.replica_id) or self._rules.full_clock_mhz
+            return min(report.freq_mhz, attainable_mhz)
+        return self._clocks.in_force_mhz(report.replica_id) or attainable_mhz
 
 
 def _count_text(action: SetReplicas) -> str:

@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +16,10 @@ from ray.util.placement_group import PlacementGroup, get_placement_group, placem
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors.cluster_manager import ClusterManager, ClusterPorts
-from actors.gpu.drivers import WAIT_FOR_NODE_S, create_node, open_charged
+from actors.gpu.drivers import WAIT_FOR_NODE_S, NodeSite, create_node, open_charged, open_guarded
+from actors.gpu.headroom import LostHeadroom
 from actors.gpu_agent import GpuAgent
+from actors.guarded_agent import GuardedGpuAgent
 from actors.load_forecaster import LoadForecaster
 from actors.messages import Decision, GpuReading, Held, PoolStatus
 from actors.node_agents import NodeSeen, plan_agents
@@ -195,6 +197,23 @@ class GpuAgentActor(GpuAgent):
         return os.getpid()
 
 
+class GuardedGpuAgentActor(GuardedGpuAgent):
+    async def __init__(self, deployment: Installation, node_id: str, gpus: int) -> None:  # type: ignore[misc]
+        gpu, folder = deployment.settings.gpu, run_folder(deployment.run_dir)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        site = NodeSite(gpu.driver, folder, node_id, gpus, deployment.profile.gpu)
+        socket = None if gpu.gpud_socket is None else Path(gpu.gpud_socket)
+        found = await asyncio.to_thread(
+            open_guarded, site, max(60.0, gpu.lease_ttl_s), gpu.control == "recommend", socket
+        )
+        tell = _tell_of_headroom(tuple(pool.pool for pool in deployment.settings.pools))
+        super().__init__(node_id, found.client, found.keeper, gpu.control, tell, time.monotonic, found.shadow)
+        _start_ticking(self)
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
 def start_control_plane(deployment: Installation, first_load: Load, scale: Scale) -> None:
     """Start every control actor, detached and restarted for ever; ``first_load`` is what to be ready for at once."""
     budgets = first_budgets(deployment.policy(first_load), deployment.settings.serving_gpus, first_load)
@@ -281,7 +300,8 @@ def _end_agent(node_id: str) -> None:
 def start_gpu_agent(deployment: Installation, node_id: str, gpus: int) -> ActorHandle:
     """The agent of one node, pinned to it."""
     strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return _start(GpuAgentActor, gpu_agent_name(node_id), deployment, node_id, gpus, scheduling_strategy=strategy)
+    cls = GuardedGpuAgentActor if deployment.settings.gpu.gpud else GpuAgentActor
+    return _start(cls, gpu_agent_name(node_id), deployment, node_id, gpus, scheduling_strategy=strategy)
 
 
 def _start(cls: type, name: str, *args: Any, **options: Any) -> ActorHandle:
@@ -358,6 +378,31 @@ async def _pool_status(pool: PoolName) -> PoolStatus:
 async def _pool_decisions(pool: PoolName, last: int) -> tuple[Decision, ...]:
     answer: tuple[Decision, ...] = await _call(pool_manager_name(pool), "decisions", last)
     return answer
+
+
+def _tell_of_headroom(
+    pools: tuple[PoolName, ...],
+) -> Callable[[tuple[LostHeadroom, ...], tuple[LostHeadroom, ...]], Awaitable[None]]:
+    """Training jobs hear of a GPU that is held down as of a straggler, pool managers as of a lower highest clock."""
+
+    async def tell(lost: tuple[LostHeadroom, ...], back: tuple[LostHeadroom, ...]) -> None:
+        for loss in (*lost, *back):
+            job = (loss.owner or "").removeprefix("training:")
+            if job and job != loss.owner:
+                degree = loss.degree if loss in lost else 1.0
+                await _try(_call(PERSEUS_PLANNER, "report_straggler", job, f"held down: {loss.uuid}", degree))
+        told = {loss.uuid: loss for loss in lost} | {loss.uuid: None for loss in back}
+        await asyncio.gather(*(_try(_call(pool_manager_name(pool), "headroom", told)) for pool in pools))
+
+    return tell
+
+
+async def _try(call: Awaitable[Any]) -> None:
+    """Word that does not arrive is logged: readings show it too."""
+    try:
+        await call
+    except PeerAwayError as error:
+        log.warning("%s", error)
 
 
 async def _gpu_readings() -> tuple[tuple[GpuReading, ...], tuple[str, ...]]:

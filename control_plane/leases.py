@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 MAX_TTL_S = 600.0
 """Nobody may hold a GPU for longer than this without renewing."""
 
+MOST_OWNERS = 4096
+"""So many owners' epochs are remembered; beyond that, those who hold nothing are forgotten."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -30,6 +33,9 @@ class Lease:
     owner: str
     hold: Hold | None
     expires_s: float
+    clocks_mhz: tuple[int, int] | None = None
+    """Of a schedule lease: the lowest and the highest clock that its owner may take; None: every supported one."""
+    renewed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +84,31 @@ class LeaseBook:
             self._end(uuid)
         return answer
 
-    def schedule(self, owner: str, uuids: Iterable[str], ttl_s: float, now_s: float, epoch: int = 0) -> Answer:
-        """``owner`` moves the clocks of these GPUs itself until ``ttl_s`` from now; its other leases stay. A schedule
-        needs all of its GPUs: where one is refused none is granted. Raises as ``hold`` does."""
+    def add(self, owner: str, wanted: Mapping[str, Hold], ttl_s: float, now_s: float, epoch: int = 0) -> Answer:
+        """As ``hold``, but the owner's other leases stay."""
+        for uuid, hold in wanted.items():
+            _check_hold(uuid, hold)
+        return self._take(owner, wanted, ttl_s, now_s, epoch)
+
+    def schedule(
+        self,
+        owner: str,
+        uuids: Iterable[str],
+        ttl_s: float,
+        now_s: float,
+        epoch: int = 0,
+        clocks_mhz: tuple[int, int] | None = None,
+    ) -> Answer:
+        """``owner`` moves the clocks of these GPUs itself until ``ttl_s`` from now, within ``clocks_mhz``; its other
+        leases stay. A schedule needs all of its GPUs: where one is refused none is granted. Raises as ``hold`` does."""
         wanted: dict[str, Hold | None] = dict.fromkeys(uuids, None)
         refused = self._refusals(owner, wanted)
-        return Answer((), refused) if refused else self._take(owner, wanted, ttl_s, now_s, epoch)
+        return Answer((), refused) if refused else self._take(owner, wanted, ttl_s, now_s, epoch, clocks_mhz)
 
     def release(self, owner: str, uuids: Iterable[str] | None = None) -> None:
         """End the owner's leases on these GPUs, or all of them; those of others are not touched."""
-        mine = self._owner(owner).gpus
+        known = self._owners.get(owner)
+        mine = set() if known is None else known.gpus
         for uuid in mine & set(mine if uuids is None else uuids):
             self._end(uuid)
 
@@ -105,10 +126,21 @@ class LeaseBook:
         return over
 
     def lease(self, uuid: str) -> Lease | None:
-        return self._entries[uuid].lease
+        entry = self._entries.get(uuid)
+        return None if entry is None else entry.lease
 
     def leases(self) -> dict[str, Lease]:
         return {uuid: entry.lease for uuid, entry in self._entries.items() if entry.lease is not None}
+
+    def check_epoch(self, owner: str, epoch: int) -> None:
+        """Raises StaleEpochError where somebody with a higher epoch speaks for this owner by now."""
+        known = self._owners.get(owner)
+        if known is not None and epoch < known.epoch:
+            raise StaleEpochError(f"{owner} speaks with epoch {epoch}; epoch {known.epoch} has replaced it")
+
+    def admit(self, uuid: str, in_force: Hold | None = DEFAULT) -> None:
+        """A GPU that came later; one that is known stays as it is."""
+        self._entries.setdefault(uuid, _Entry(in_force=in_force))
 
     def to_set(self) -> dict[str, Hold]:
         """What the hardware must be set to and, as far as is known, is not. Nothing for GPUs under a schedule."""
@@ -127,18 +159,27 @@ class LeaseBook:
         """The hardware may be set to anything: a call failed half-way, or somebody else set it."""
         self._entries[uuid].in_force = None
 
-    def _take(self, owner: str, wanted: Mapping[str, Hold | None], ttl_s: float, now_s: float, epoch: int) -> Answer:
+    def _take(
+        self,
+        owner: str,
+        wanted: Mapping[str, Hold | None],
+        ttl_s: float,
+        now_s: float,
+        epoch: int,
+        clocks_mhz: tuple[int, int] | None = None,
+    ) -> Answer:
         if not 0 < ttl_s <= MAX_TTL_S:
             raise ValueError(f"a lease of {ttl_s} s for {owner}: it must be more than 0 and at most {MAX_TTL_S:.0f} s")
+        self.check_epoch(owner, epoch)
         account = self._owner(owner)
-        if epoch < account.epoch:
-            raise StaleEpochError(f"{owner} speaks with epoch {epoch}; epoch {account.epoch} has replaced it")
         account.epoch = epoch
         refused = self._refusals(owner, wanted)
         granted = tuple(uuid for uuid in wanted if uuid not in refused)
+        if len(self._owners) > MOST_OWNERS:
+            self._owners = {name: known for name, known in self._owners.items() if known.gpus or name == owner}
         for uuid in granted:
             entry = self._entries[uuid]
-            entry.lease = Lease(owner, wanted[uuid], now_s + ttl_s)
+            entry.lease = Lease(owner, wanted[uuid], now_s + ttl_s, clocks_mhz, now_s)
             if wanted[uuid] is None:
                 entry.in_force = None
             account.gpus.add(uuid)

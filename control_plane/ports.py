@@ -1,6 +1,7 @@
 """What the policies need of the world, as small protocols; implementations do not inherit them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -9,6 +10,10 @@ from control_plane.domain import Load, Shape
 
 class GpuError(RuntimeError):
     """A GPU's driver did not do what was asked; the message names the GPU. Subclasses say what to do about it."""
+
+
+class NoGpuError(GpuError):
+    """No driver is loaded, or none of its library is here: the node counts as one without GPUs until it is."""
 
 
 class GpuLostError(GpuError):
@@ -34,8 +39,41 @@ class ClockEvent(StrEnum):
     POWER_CAP = "power_cap"
     THERMAL = "thermal"
     POWER_BRAKE = "power_brake"
+    HARDWARE_SLOWDOWN = "hardware_slowdown"
+    """The hardware slows down by itself, and the driver does not say whether for heat or for power."""
     APPLICATION = "application"
     OTHER = "other"
+
+
+CAPS = frozenset({ClockEvent.POWER_CAP, ClockEvent.THERMAL, ClockEvent.POWER_BRAKE, ClockEvent.HARDWARE_SLOWDOWN})
+"""The events that hold a clock below what was asked although the GPU works."""
+
+
+class Feature(StrEnum):
+    """What a GPU and its driver can do; what is missing is done without."""
+
+    CLOCK_LOCK = "clock_lock"
+    POWER_LIMIT = "power_limit"
+    POWER = "power"
+    INSTANT_POWER = "instant_power"
+    ENERGY = "energy"
+    EVENTS = "events"
+    TEMPERATURE = "temperature"
+    UTILISATION = "utilisation"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSample:
+    """One look at a GPU, by calls that cost microseconds; None where the GPU or its driver does not tell."""
+
+    freq_mhz: int | None = None
+    power_w: float | None = None
+    """Now, where the driver tells it; else what it calls the power, often an average over a second."""
+    average_power_w: float | None = None
+    temperature_c: float | None = None
+    utilisation_ratio: float | None = None
+    power_limit_w: float | None = None
+    events: frozenset[ClockEvent] | None = None
 
 
 class Gpu(Protocol):
@@ -47,6 +85,18 @@ class Gpu(Protocol):
     def name(self) -> str: ...
     def supported_freqs_mhz(self) -> Sequence[int]:
         """Ascending. Empty where clocks cannot be set."""
+        ...
+
+    def features(self) -> frozenset[Feature]:
+        """What it can do, as far as is known by now."""
+        ...
+
+    def why_not_ours(self) -> str | None:
+        """Why nobody may set this GPU (it is shared, or cut into MIG instances); None where one may."""
+        ...
+
+    def sample(self) -> GpuSample:
+        """Everything that is quick to read, at once. Raises GpuLostError; what else fails is None."""
         ...
 
     def lock_freq(self, max_mhz: int) -> None:
@@ -64,7 +114,12 @@ class Gpu(Protocol):
 
     def power_w(self) -> float: ...
     def energy_j(self) -> float:
-        """A counter since some moment of the driver's choice; it may restart from zero."""
+        """A counter since some moment of the driver's choice; it may restart from zero. Reading it may cost
+        milliseconds, so a driver asks the hardware at most ten times a second."""
+        ...
+
+    def energy_age_s(self) -> float:
+        """How old is what ``energy_j`` said last."""
         ...
 
     def power_limits_w(self) -> tuple[float, float, float]:

@@ -100,11 +100,34 @@ class GpuSettings(_Part):
     """The GPUs and who may set their clocks."""
 
     count: int = Field(32, ge=1)
-    driver: Literal["simulated"] = "simulated"
+    driver: Literal["simulated", "nvml"] = "simulated"
+    """`nvml`: NVIDIA's GPUs."""
     control: Literal["recommend", "act"] = "act"
-    """`recommend` computes and logs every clock but sets none."""
+    """`recommend` computes and logs every clock but sets none. It is the default on real GPUs: whoever wants their
+    clocks set says so."""
     lease_ttl_s: float = Field(15.0, gt=0)
     """A lowered clock whose owner has been silent this long is reset."""
+    gpud: bool = False
+    """Whether clocks are set by gpud, a process of its own that outlives its clients, or by the node's agent. It is
+    always so on real GPUs whose clocks are set."""
+    gpud_socket: str | None = None
+    """Of the node's gpud; default: /run/wattray/gpud.sock where one is there, else the agent starts one of its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _careful_with_real_gpus(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("driver") == "nvml":
+            return {"control": "recommend", "gpud": True, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _real_clocks_are_set_by_gpud(self) -> "GpuSettings":
+        if self.driver == "nvml" and self.control == "act" and not self.gpud:
+            raise ValueError(
+                "gpu.gpud false with gpu.driver nvml and gpu.control act: an agent that is killed would leave real "
+                "clocks lowered; leave gpu.gpud out, or set gpu.control to recommend"
+            )
+        return self
 
 
 class TrainingSettings(_Part):

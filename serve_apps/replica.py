@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from ray import serve
 
 from actors import runtime
+from actors.gpu.drivers import gpud_of
+from actors.gpu.scheduled_gpus import ScheduledGpus
 from actors.messages import Orders, ReplicaReport
 from actors.peers import PeerAwayError
-from actors.runtime import Installation, gpu_agent_name, pool_manager_name
+from actors.runtime import Installation, gpu_agent_name, pool_manager_name, run_folder
 from control_plane.domain import PoolName, QueueView, ReplicaId, ReplicaState, Role
 from control_plane.leases import Hold
 from control_plane.ports import Gpu, GpuError
@@ -146,9 +148,15 @@ class ModelReplica:
             def queue() -> QueueView:
                 return self._engine.queue(account.freq_mhz() or profile.max_freq_mhz)
 
+            owner, gpud = f"governor:{replica_id}", gpud_of(run_folder(deployment.run_dir), given.node_id)
+            scheduled = None if gpud is None or settings.gpu.control != "act" else ScheduledGpus(gpud, owner)
+
             async def hold(clocks: Mapping[str, int], ttl_s: float) -> None:
+                if scheduled is not None:
+                    await scheduled.hold(clocks, ttl_s)
+                    return
                 holds = {uuid: Hold(freq_mhz) for uuid, freq_mhz in clocks.items()}
-                await actors.call(gpu_agent_name(given.node_id), "hold", f"governor:{replica_id}", holds, ttl_s)
+                await actors.call(gpu_agent_name(given.node_id), "hold", owner, holds, ttl_s)
 
             clocks = ClockRange(tuple(profile.freqs_mhz), settings.gpu.lease_ttl_s)
             self._governor = GovernorHost(governor, queue, hold, given.uuids, clocks, time.monotonic)

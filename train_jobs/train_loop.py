@@ -55,9 +55,9 @@ def train_loop(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     job, site, uuids = Job.model_validate(config["job"]), config["site"], config["gpu_uuids"]
     rank = ray.train.get_context().get_world_rank()
-    node = open_charged(site.driver, run_folder(site.run_dir), site.node_id)
-    gpu = ChargedGpu(node, node.index_of(uuids[rank]))
     owner = f"training:{job.name}"
+    node = open_charged(site.driver, run_folder(site.run_dir), site.node_id, owner)
+    gpu = ChargedGpu(node, node.index_of(uuids[rank]))
     lease = ScheduleLease(renew_at_agent(site.node_id, owner, uuids[rank], site.lease_ttl_s), site.lease_ttl_s)
     program = job.order.order[rank]
     clock = ScheduledClock(gpu, lease, program, gpu.spec.max_freq_mhz)

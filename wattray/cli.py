@@ -13,12 +13,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from wattray.cli_lazy import LazyGroup
 from wattray.config_file import read_config, read_settings, with_port
 from wattray.errors import WattrayError
 from wattray.faults import faults_explained
 
 app = typer.Typer(
-    help="Energy control plane for GPU clusters that run Ray.", no_args_is_help=True, add_completion=False
+    help="Energy control plane for GPU clusters that run Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    cls=LazyGroup,
 )
 console = Console(stderr=True)
 
@@ -191,23 +195,6 @@ def demo(
     serving = report["serving"]
     if serving["requests_completed"] != serving["requests_sent"]:
         raise WattrayError(f"requests failed: {serving['errors'][:3]}")
-
-
-# Commands whose modules need nothing of Ray.
-
-
-def _register() -> None:
-    from wattray.cli_frontier import frontier_command
-    from wattray.cli_profile import profile_app
-    from wattray.cli_simulate import bound_command, simulate_command
-
-    app.command("simulate")(simulate_command)
-    app.command("bound")(bound_command)
-    app.command("frontier")(frontier_command)
-    app.add_typer(profile_app, name="profile")
-
-
-_register()
 
 
 def _print_json(values: Any) -> None:

@@ -1,27 +1,36 @@
 """`wattray frontier`: trace a training job's time–energy frontier from a profile; print, store or draw it."""
 
 import math
-import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from control_plane.text_edges import decoded, parse_json
+from control_plane.text_edges import parse_json
 from wattray.faults import faults_explained
+from wattray.frontier_report import frontier_report, print_summary
 from wattray.output_files import check_outputs, json_text, write_text
+from wattray.stage_profiles import read_profile_file, read_text
 
-POINTS = 25
+if TYPE_CHECKING:
+    from control_plane.training.job_spec import JobSpec
+    from control_plane.training.planner import SolvedJob
+    from control_plane.training.schedules import Schedule
+    from control_plane.training.switch_rules import SwitchRules
+
 MOST_STEPS = 1_000_000
-LOWER_PART = 0.4
 
 
 def frontier_command(
-    profile: Annotated[Path, typer.Option(help="CSV with stage, instruction, frequency, time, energy per GPU.")],
+    profile: Annotated[
+        Path,
+        typer.Option(
+            help="CSV with stage, instruction, frequency, time, energy per GPU; or a file or dump folder of Zeus."
+        ),
+    ],
     stages: Annotated[int, typer.Option(help="Pipeline stages.")],
     microbatches: Annotated[int, typer.Option(help="Micro-batches per iteration.")],
     blocking_power_w: Annotated[float, typer.Option(help="Power of one GPU that waits, in watts.")],
@@ -39,82 +48,136 @@ def frontier_command(
     straggler: Annotated[
         float | None, typer.Option(help="Another pipeline takes this many times T_min: plan for it.")
     ] = None,
+    deadline_s: Annotated[
+        list[float] | None, typer.Option(help="Plan for an iteration of this many seconds; may be repeated.")
+    ] = None,
+    switch_time_s: Annotated[float, typer.Option(help="Seconds until a new clock is in force.")] = 0.0,
+    min_hold_s: Annotated[
+        float, typer.Option(help="Seconds of computing that a clock is held at least; never less than --switch-time-s.")
+    ] = 0.0,
+    clocks_per_stage: Annotated[int, typer.Option(help="Distinct clocks per stage at most; 0: any number.")] = 0,
+    prepare: Annotated[bool, typer.Option(help="Prepare a library of plans first: seconds of work, better plans.")] = (
+        False
+    ),
+    baselines: Annotated[bool, typer.Option(help="Compare with Zeus's and EnvPipe's clocks.")] = False,
+    export_zeus: Annotated[
+        Path | None, typer.Option(help="Write the plan here as a schedule file for Zeus's PointSolution (.py).")
+    ] = None,
+    time_budget_s: Annotated[float, typer.Option(help="Give up the search for the frontier after so long.")] = 600.0,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write frontier and Gantt pictures here as one HTML file.")] = None,
 ) -> None:
-    """Trace the exact time–energy frontier of one training iteration."""
+    """Trace the time–energy frontier of one training iteration and plan its clocks."""
     console = Console(stderr=True)
     with faults_explained():
-        check_outputs(json=json_out, plot=plot)
-        if straggler is not None and not 1 <= straggler < math.inf:
-            raise ValueError(f"--straggler {straggler}: how many times T_min the other takes, 1 or more and finite")
+        check_outputs(json=json_out, plot=plot, export_zeus=export_zeus)
+        _check_options(straggler, deadline_s or [], time_budget_s, export_zeus)
         with Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         ) as progress:
-            report, solved = _solve(
-                progress,
-                profile_text=_read(profile),
-                schedule=schedule,
-                stages=stages,
-                microbatches=microbatches,
-                chunks=chunks,
-                blocking_power_w=blocking_power_w,
-                gpus_per_stage=gpus_per_stage,
+            from control_plane.training.switch_rules import SwitchRules
+
+            spec = _job(
+                profile,
+                schedule=_schedule(schedule, stages, microbatches, chunks),
+                resample=resample,
                 time_scale=time_scale,
                 energy_scale=energy_scale,
-                resample=resample,
-                straggler=straggler,
+                gpus_per_stage=gpus_per_stage,
+                blocking_power_w=blocking_power_w,
+                switch=SwitchRules(switch_time_s, min_hold_s, clocks_per_stage),
             )
+            _warn_of_units(console, spec.profile, spec.blocking_power_w)
+            solved, solve_s = _solved(progress, spec, time_budget_s, prepare)
+            report, shown = frontier_report(solved, solve_s, straggler, deadline_s or [], baselines)
             page = None
             if plot is not None:
                 from wattray.report.frontier_plots import frontier_page
 
                 progress.add_task("drawing")
                 page = frontier_page(solved, report, straggler)
+        if export_zeus is not None:
+            from control_plane.training.zeus_files import point_solution
+
+            write_text(export_zeus, point_solution(shown.ranks))
         if json_out is not None:
             write_text(json_out, json_text(report))
         if plot is not None and page is not None:
             write_text(plot, page)
-    _print_summary(report)
+    print_summary(report)
 
 
-def _solve(progress: Progress, *, profile_text: str, schedule: str, straggler: float | None, **options: Any) -> Any:
-    from control_plane.training.frontier import walk_frontier
+def _check_options(
+    straggler: float | None, deadlines_s: list[float], time_budget_s: float, export_zeus: Path | None
+) -> None:
+    if straggler is not None and not 1 <= straggler < math.inf:
+        raise ValueError(f"--straggler {straggler}: how many times T_min the other takes, 1 or more and finite")
+    for deadline_s in deadlines_s:
+        if not 0 < deadline_s < math.inf:
+            raise ValueError(f"--deadline-s {deadline_s}: must be positive and finite")
+    if not time_budget_s > 0:
+        raise ValueError(f"--time-budget-s {time_budget_s}: must be positive")
+    if export_zeus is not None and export_zeus.suffix != ".py":
+        raise ValueError(f"--export-zeus {export_zeus}: Zeus reads schedule files whose name ends in .py")
+
+
+def _job(
+    path: Path,
+    *,
+    schedule: "Schedule",
+    resample: bool,
+    time_scale: float,
+    energy_scale: float,
+    gpus_per_stage: int,
+    blocking_power_w: float,
+    switch: "SwitchRules",
+) -> "JobSpec":
     from control_plane.training.job_spec import JobSpec
-    from control_plane.training.pipeline import build_dag, gpipe
-    from control_plane.training.planner import solve
-    from control_plane.training.profile import StageProfileError, profile_of, read_profile
+    from control_plane.training.profile import StageProfileError
 
-    stages, microbatches = options["stages"], options["microbatches"]
-    order = _schedule(schedule, stages, microbatches, options["chunks"])
-    profile = read_profile(profile_text)
-    if profile.stages != order.stages:
-        if not options["resample"]:
+    profile = read_profile_file(path)
+    if profile.stages != schedule.stages:
+        if not resample:
             raise StageProfileError(
-                f"column stage: the profile has {profile.stages} stages, the schedule {order.stages}; "
+                f"column stage: the profile has {profile.stages} stages, the schedule {schedule.stages}; "
                 "add --resample to stretch the profile"
             )
-        profile = profile.resampled(order.stages)
-    gpus = options["gpus_per_stage"]
-    profile = profile.scaled(options["time_scale"], options["energy_scale"], gpus)
-    spec = JobSpec(profile, order, options["blocking_power_w"] * gpus)
-    _warn_of_units(progress.console, profile, spec.blocking_power_w)
+        profile = profile.resampled(schedule.stages)
+    profile = profile.scaled(time_scale, energy_scale, gpus_per_stage)
+    return JobSpec(profile, schedule, blocking_power_w * gpus_per_stage, switch=switch)
+
+
+def _solved(progress: Progress, spec: "JobSpec", time_budget_s: float, prepare: bool) -> "tuple[SolvedJob, float]":
+    """The job with its frontier, and the CPU seconds that took; what is compiled once per machine is left out."""
+    from control_plane.training.frontier import WalkProgress, stop_after, walk_frontier
+    from control_plane.training.pipeline import build_dag, gpipe
+    from control_plane.training.planner import solve
+    from control_plane.training.profile import profile_of
 
     step = progress.add_task("loading the compiled walk")
-    single = profile_of({(0, name): choices for (s, name), choices in profile.choices.items() if s == 0})
+    single = profile_of({(0, name): choices for (s, name), choices in spec.profile.choices.items() if s == 0})
     walk_frontier(build_dag(gpipe(1, 1), single)).relaxed(float("inf"))
-    progress.update(step, description=f"walking {sum(map(len, order.order))} computations")
+    walking = f"walking {sum(map(len, spec.schedule.order))} computations"
+    progress.update(step, description=walking)
+    stop = stop_after(time_budget_s, time.monotonic)
+
+    def watch(now: WalkProgress) -> None:
+        progress.update(step, description=f"{walking}: {now.done_ratio:.0%}, {now.breakpoints} breakpoints")
+        stop(now)
+
     started_s = time.process_time()
-    solved = solve(spec)
+    solved = solve(spec, watch)
     solve_s = time.process_time() - started_s
-    progress.update(step, description="rounding to real clocks")
-    solved = solved.prepared()
-    return _report(solved, solve_s, straggler), solved
+    if prepare:
+        progress.update(step, description="preparing plans")
+        solved = solved.prepared()
+    progress.update(step, description="choosing real clocks")
+    return solved, solve_s
 
 
 def _warn_of_units(console: Console, profile: Any, blocking_power_w: float) -> None:
@@ -129,53 +192,6 @@ def _warn_of_units(console: Console, profile: Any, blocking_power_w: float) -> N
                     markup=False,
                 )
                 return
-
-
-def _report(solved: Any, solve_s: float, straggler: float | None) -> dict[str, Any]:
-    from control_plane.training.planner import all_max
-
-    frontier = solved.frontier
-    highest = all_max(solved.dag)
-    t_min_s, t_star_s = frontier.t_min_s, frontier.t_star_s
-    deadlines_s = [t_min_s + (t_star_s - t_min_s) * LOWER_PART * i / (POINTS - 1) for i in range(POINTS)]
-    plans = [solved.within(deadline_s) for deadline_s in deadlines_s]
-    shown = plans[0]
-    report: dict[str, Any] = {
-        "t_min_s": t_min_s,
-        "t_star_s": t_star_s,
-        "all_max_time_s": highest.time_s,
-        "all_max_energy_j": highest.energy_j,
-        "saved_at_t_min_ratio": 1 - plans[0].energy_j / highest.energy_j,
-        "breakpoints": frontier.breakpoints,
-        "solve_s": solve_s,
-        "points": [
-            {
-                "iteration_time_s": plan.deadline_s,
-                "finish_time_s": plan.finish_time_s,
-                "energy_j": plan.energy_j,
-                "lower_bound_j": plan.lower_bound_j,
-            }
-            for plan in plans
-        ],
-    }
-    if straggler is not None:
-        shown = solved.with_straggler(straggler)
-        report["straggler_time_s"] = straggler * t_min_s
-        report["saved_ratio"] = 1 - shown.energy_j / highest.energy_until_j(shown.deadline_s)
-    chunked = solved.spec.schedule.chunks > 1
-    report["plan"] = [
-        {
-            "stage": stage,
-            "instruction": step.instruction,
-            "microbatch": step.microbatch,
-            "freq_mhz": step.freq_mhz,
-            **({"chunk": step.chunk} if chunked else {}),
-            **({"power_limit_w": step.power_limit_w} if step.power_limit_w else {}),
-        }
-        for stage, steps in enumerate(shown.ranks)
-        for step in steps
-    ]
-    return report
 
 
 def _schedule(name: str, stages: int, microbatches: int, chunks: int) -> Any:
@@ -196,7 +212,7 @@ def _schedule(name: str, stages: int, microbatches: int, chunks: int) -> Any:
 
 def _written_order(name: str) -> list[list[tuple[str, int, int]]]:
     """The order in a JSON file, each step checked. Raises ValueError, naming the step."""
-    written = parse_json(_read(Path(name)), name, ValueError)
+    written = parse_json(read_text(Path(name)), name, ValueError)
     expected = 'expected one list per stage of ["instruction", micro-batch, chunk]'
     if not isinstance(written, list) or not all(isinstance(program, list) for program in written):
         raise ValueError(f"{name}: {expected}")
@@ -215,37 +231,6 @@ def _written_order(name: str) -> list[list[tuple[str, int, int]]]:
             steps.append((step[0], step[1], step[2] if len(step) == 3 else 0))
         order.append(steps)
     return order
-
-
-def _read(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    return decoded(content, str(path), ValueError)
-
-
-def _print_summary(report: dict[str, Any]) -> None:
-    table = Table(title="Training iteration, least energy by time", title_justify="left")
-    table.add_column("")
-    table.add_column("time [s]", justify="right")
-    table.add_column("energy [J]", justify="right")
-    table.add_column("saved", justify="right")
-    all_max_j = report["all_max_energy_j"]
-    fastest = report["points"][0]
-    table.add_row("all clocks at maximum", f"{report['all_max_time_s']:.3f}", f"{all_max_j:,.0f}", "")
-    table.add_row(
-        "T_min",
-        f"{report['t_min_s']:.3f}",
-        f"{fastest['energy_j']:,.0f}",
-        f"{report['saved_at_t_min_ratio']:.2%}",
-    )
-    if "straggler_time_s" in report:
-        table.add_row("straggler", f"{report['straggler_time_s']:.3f}", "", f"{report['saved_ratio']:.2%}")
-    table.add_row("T*", f"{report['t_star_s']:.3f}", "", "")
-    console = Console(file=sys.stdout)
-    console.print(table)
-    console.print(f"{report['breakpoints']} breakpoints in {report['solve_s']:.3f} CPU s", highlight=False)
 
 
 def main() -> None:

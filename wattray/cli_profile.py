@@ -23,6 +23,7 @@ from control_plane.hardware.profiles import DEFAULT_PROFILE, PROFILE_NAMES, load
 from control_plane.text_edges import parse_json, printable
 from wattray.cli_profile_build import build
 from wattray.cli_profile_check import check, refine
+from wattray.cli_profile_run import run_command
 from wattray.faults import faults_explained
 from wattray.output_files import check_outputs, json_text, write_text
 from wattray.profile_files import MOST_BYTES, profile_named, read_text
@@ -34,6 +35,7 @@ profile_app.add_typer(import_app, name="import")
 profile_app.command("build")(build)
 profile_app.command("check")(check)
 profile_app.command("refine")(refine)
+profile_app.command("run")(run_command)
 
 OUT = Console()
 DYNAMO_FILES = (

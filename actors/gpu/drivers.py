@@ -2,9 +2,16 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from actors.gpu.gpud_client import GpudClient
+from actors.gpu.gpud_wire import default_socket
+from actors.gpu.guarded_node import GuardedNode, ShadowNode
+from actors.gpu.node_record import NodeRecord
+from actors.gpu.own_gpud import OwnGpud, OwnGpudKeeper
+from actors.gpu.simulated import SimulatedNode
 from control_plane.hardware.gpu_model import Activity, GpuSpec, GpuState
 from control_plane.ports import Gpu, GpuError, GpuNode
 
@@ -36,28 +43,81 @@ class ChargeableNode(GpuNode, Protocol):
     def close_context(self, index: int, pid: int) -> None: ...
 
 
-def create_node(driver: str, folder: Path, node_id: str, gpus: int, spec: GpuSpec) -> GpuNode:
-    """For the node's agent: open the node's GPUs. Of the simulated driver they are made here, ``gpus`` of the model
-    ``spec``, unless they exist already; their state is kept in ``folder``. Raises GpuError where there are none."""
-    _check(driver)
-    from actors.gpu.simulated import SimulatedNode
+@dataclass(frozen=True, slots=True)
+class NodeSite:
+    """A node of a run: the driver's name, the run's folder on this node, how many GPUs Ray says it has, and the model
+    that work is charged to."""
 
+    driver: str
+    folder: Path
+    node_id: str
+    gpus: int
+    spec: GpuSpec
+
+    @property
+    def file(self) -> Path:
+        return _file(self.folder, self.node_id)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedSite:
+    """What an agent needs whose node's clocks are set by gpud. ``shadow``: of simulated work on real GPUs."""
+
+    client: GpudClient
+    keeper: OwnGpudKeeper | None
+    shadow: ShadowNode | None
+
+
+def create_node(driver: str, folder: Path, node_id: str, gpus: int, spec: GpuSpec) -> GpuNode:
+    """For an agent that sets clocks itself: open the node's GPUs. Of the simulated driver they are made here, ``gpus``
+    of the model ``spec``, unless they exist already; their state is kept in ``folder``. Raises GpuError where there
+    are none."""
+    if driver == "nvml":
+        from actors.gpu.nvml import NvmlNode
+
+        return NvmlNode()
     return SimulatedNode.create(_file(folder, node_id), gpus, spec)
 
 
-def open_charged(driver: str, folder: Path, node_id: str) -> ChargeableNode:
-    """For whoever stands for a model: the GPUs of this node, once its agent has made them. Raises GpuError where the
-    driver measures real work, and where nothing is there after a while."""
-    _check(driver)
-    from actors.gpu.simulated import SimulatedNode
+def open_guarded(site: NodeSite, ttl_max_s: float, dry_run: bool, socket: Path | None) -> GuardedSite:
+    """For an agent whose node's clocks gpud sets: the node's gpud at ``socket``, else at its usual place, else one that
+    is started here. Tells the run's other processes where it is. Raises GpuError where none answers."""
+    shadow_of_real = site.driver != "simulated"
+    found = socket or (default_socket() if shadow_of_real and default_socket().exists() else None)
+    keeper, own_state = None, None
+    if found is None:
+        own_state = site.folder / f"gpud-{site.node_id[:12]}"
+        simulated_file = None if shadow_of_real else site.file
+        if simulated_file is not None:
+            SimulatedNode.create(simulated_file, site.gpus, site.spec).close()
+        found = site.folder / f"gpud-{site.node_id[:12]}.sock"
+        keeper = OwnGpudKeeper(OwnGpud(found, own_state, ttl_max_s, dry_run, simulated_file))
+        keeper.start()
+    client = GpudClient(found)
+    uuids = tuple(row["uuid"] for row in client.read(max_age_s=3600.0)["gpus"])
+    own = None if own_state is None else str(own_state)
+    NodeRecord(site.driver, str(found), uuids, own).write(site.folder, site.node_id)
+    shadow = SimulatedNode.create(site.file, max(site.gpus, len(uuids)), site.spec) if shadow_of_real else None
+    return GuardedSite(client, keeper, None if shadow is None else ShadowNode(shadow, uuids))
 
+
+def open_charged(driver: str, folder: Path, node_id: str, owner: str = "") -> ChargeableNode:
+    """For whoever stands for a model: the GPUs of this node, once its agent has made them; where gpud sets clocks, they
+    are set for ``owner``. Raises GpuError where nothing is there after a while."""
     path = _file(folder, node_id)
     deadline_s = time.monotonic() + WAIT_FOR_NODE_S
-    while not path.exists():
+    while not path.exists() or (driver != "simulated" and NodeRecord.read(folder, node_id) is None):
         if time.monotonic() > deadline_s:
             raise GpuError(f"no agent has opened the GPUs of node {node_id} within {WAIT_FOR_NODE_S:.0f} s")
         time.sleep(0.1)
-    return SimulatedNode(path)
+    record = NodeRecord.read(folder, node_id)
+    return SimulatedNode(path) if record is None else GuardedNode(path, record, owner)
+
+
+def gpud_of(folder: Path, node_id: str) -> GpudClient | None:
+    """To the gpud that sets this node's clocks; None where the agent does so itself."""
+    record = NodeRecord.read(folder, node_id)
+    return None if record is None else GpudClient(Path(record.socket))
 
 
 def gpus_of(node: GpuNode, indices: Sequence[int]) -> tuple[Gpu, ...]:
@@ -68,8 +128,3 @@ def gpus_of(node: GpuNode, indices: Sequence[int]) -> tuple[Gpu, ...]:
 
 def _file(folder: Path, node_id: str) -> Path:
     return folder / f"gpus-{node_id}.bin"
-
-
-def _check(driver: str) -> None:
-    if driver != "simulated":
-        raise GpuError(f"gpu.driver {driver!r} is not known; there is 'simulated'")

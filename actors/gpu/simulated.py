@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from control_plane.hardware.gpu_model import H100_SXM, IDLE, Activity, GpuSpec, GpuState
-from control_plane.ports import ClockEvent, Gpu, GpuError
+from control_plane.ports import ClockEvent, Feature, Gpu, GpuError, GpuSample
 
 _MAGIC = b"wattray2"
 _HEADER = struct.Struct("<8sqq")
@@ -202,6 +202,19 @@ class SimulatedGpu:
     def supported_freqs_mhz(self) -> Sequence[int]:
         return self._node.spec.freqs_mhz
 
+    def features(self) -> frozenset[Feature]:
+        return frozenset(Feature) - {Feature.TEMPERATURE}
+
+    def why_not_ours(self) -> str | None:
+        return None
+
+    def sample(self) -> GpuSample:
+        state, spec = self._state(), self._node.spec
+        power_w = state.power_w(spec)
+        busy = state.activity.sm if state.contexts else 0.0
+        limit_w = min(state.limit_w, spec.power_limit_w)
+        return GpuSample(state.freq_mhz, power_w, power_w, None, busy, limit_w, self._events(state))
+
     def lock_freq(self, max_mhz: int) -> None:
         """Raises ValueError outside the supported range: a typo must not slow a GPU to its lowest clock."""
         low, high = self._node.spec.freqs_mhz[0], self._node.spec.max_freq_mhz
@@ -224,6 +237,9 @@ class SimulatedGpu:
     def energy_j(self) -> float:
         return self._state().energy_j
 
+    def energy_age_s(self) -> float:
+        return 0.0
+
     def power_limits_w(self) -> tuple[float, float, float]:
         limit_w = self._node.spec.power_limit_w
         return self._node.spec.context_w, limit_w, limit_w
@@ -242,7 +258,10 @@ class SimulatedGpu:
         self._node.set_power_limit(self._index, self._node.spec.power_limit_w)
 
     def clock_events(self) -> frozenset[ClockEvent]:
-        state, spec = self._state(), self._node.spec
+        return self._events(self._state())
+
+    def _events(self, state: GpuState) -> frozenset[ClockEvent]:
+        spec = self._node.spec
         events = set()
         if state.contexts == 0 or state.activity == IDLE:
             events.add(ClockEvent.IDLE)

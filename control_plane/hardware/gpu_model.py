@@ -6,11 +6,10 @@ because power only changes at the moments that ``advance`` is told about.
 
 import json
 import math
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Self
-
-import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,13 @@ class GpuSpec:
         if scaled_w <= room_w:
             return float(self.max_freq_mhz)
         scales = [self._sm_scale[freq_mhz] for freq_mhz in self.freqs_mhz]
-        return float(np.interp(room_w / scaled_w, scales, self.freqs_mhz))
+        share = room_w / scaled_w
+        above = bisect_right(scales, share)
+        if above == 0:
+            return float(self.freqs_mhz[0])
+        low, high = scales[above - 1], scales[above]
+        between = (share - low) / (high - low)
+        return self.freqs_mhz[above - 1] + between * (self.freqs_mhz[above] - self.freqs_mhz[above - 1])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -322,7 +322,11 @@ def _dearest_prices(machine: _Machine, most_decoders: int, wanted: Floats) -> Fl
     """The linear program ``max wanted @ prices`` over all rows. A price of zero is used for what no request needs."""
     asked = np.flatnonzero(wanted)
     rows, limits = machine.rows(most_decoders)
-    rows = rows / limits[:, None] / _SCALE
+    # What costs nothing in some iteration, such as attention in a profile that has no time for it, has no price.
+    free = limits <= 0
+    unpriced = np.flatnonzero(np.count_nonzero(rows[free] > 0, axis=0))
+    asked = np.setdiff1d(asked, unpriced)
+    rows = rows[~free] / limits[~free, None] / _SCALE
     goal = wanted / _SCALE
     goal[_WAITED] *= -1
     prices = np.zeros(6)

@@ -2,13 +2,14 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.training.computation import Computation, computation_of
 from control_plane.training.profile import Choice
-from control_plane.training.timing import earliest_finish
+from control_plane.training.timing import earliest_finish, topological_order
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -18,8 +19,7 @@ class CycleError(ValueError):
     """The order cannot be executed: some operation waits for itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """What one operation of the DAG is. `chunk` counts model chunks on a stage (interleaved schedules)."""
 
     stage: int
@@ -70,17 +70,22 @@ def dag_of(
         raise ValueError("the DAG has no operation")
     if len(kind) != len(tasks):
         raise ValueError(f"{len(tasks)} operations but {len(kind)} kinds")
-    pairs = sorted(set(edges))
-    for before, after in pairs:
-        if not (0 <= before < len(tasks) and 0 <= after < len(tasks)):
-            raise ValueError(f"edge ({before}, {after}) names an operation outside 0..{len(tasks) - 1}")
-    edge_array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    edge_array = np.array(list(edges), dtype=np.int64).reshape(-1, 2)
+    outside = ((edge_array < 0) | (edge_array >= len(tasks))).any(axis=1)
+    if outside.any():
+        before, after = edge_array[outside][0].tolist()
+        raise ValueError(f"edge ({before}, {after}) names an operation outside 0..{len(tasks) - 1}")
+    edge_array = np.unique(edge_array[:, 0] * len(tasks) + edge_array[:, 1])
+    edge_array = np.stack([edge_array // len(tasks), edge_array % len(tasks)], axis=1)
+    order = topological_order(len(tasks), *_grouped(edge_array[:, 0], edge_array[:, 1], len(tasks)))
+    if len(order) < len(tasks):
+        raise CycleError(f"the operations wait in a cycle: {_spell_cycle(tasks, edge_array, set(order.tolist()))}")
     return Dag(
         tasks=tuple(tasks),
         computations=tuple(computations),
         kind=np.array(kind, dtype=np.int64),
         edges=edge_array,
-        order=np.array(_topological_order(tasks, pairs), dtype=np.int64),
+        order=order,
         blocking_power_w=blocking_power_w,
     )
 
@@ -131,26 +136,9 @@ def _grouped(keys: IntArray, values: IntArray, count: int) -> tuple[IntArray, In
     return first, np.ascontiguousarray(values[by_key])
 
 
-def _topological_order(tasks: Sequence[Task], pairs: Sequence[tuple[int, int]]) -> list[int]:
-    after: list[list[int]] = [[] for _ in tasks]
-    waits_for = [0] * len(tasks)
-    for before, then in pairs:
-        after[before].append(then)
-        waits_for[then] += 1
-    order = [op for op, count in enumerate(waits_for) if count == 0]
-    for op in order:
-        for then in after[op]:
-            waits_for[then] -= 1
-            if waits_for[then] == 0:
-                order.append(then)
-    if len(order) < len(tasks):
-        raise CycleError(f"the operations wait in a cycle: {_spell_cycle(tasks, pairs, set(order))}")
-    return order
-
-
-def _spell_cycle(tasks: Sequence[Task], pairs: Sequence[tuple[int, int]], done: set[int]) -> str:
+def _spell_cycle(tasks: Sequence[Task], edges: IntArray, done: set[int]) -> str:
     waited_for: dict[int, int] = {}
-    for before, then in pairs:
+    for before, then in edges.tolist():
         if before not in done and then not in done:
             waited_for[then] = before
     op = next(iter(waited_for))

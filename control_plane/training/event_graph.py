@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from control_plane.compiled import compiled
 from control_plane.training.computation import Computation
 from control_plane.training.dag import Dag, IntArray, finish_times, predecessors, successors
 from control_plane.training.frontier_kernel import UNBOUNDED, IndexArray
@@ -53,27 +54,30 @@ class HalfArcs:
     backward: IndexArray
 
 
-def event_graph(dag: Dag) -> EventGraph:
-    """Merge events that can coincide at no cost; scale times and slopes to integers."""
+def event_graph(dag: Dag, levels: int = 0) -> EventGraph:
+    """Merge events that can coincide at no cost; scale times and slopes to integers.
+
+    With `levels`, slopes are rounded to so many equal steps: a coarse network, whose flows are flows of the exact one.
+    """
     longest_s = dag.per_operation(c.least_energy.time_s for c in dag.computations)
     t_star_s = float(finish_times(dag, longest_s).max())
     time_unit_s = t_star_s / TIME_RANGE if t_star_s > 0 else 1.0
     hulls = [_hull_on_integers(c, time_unit_s) for c in dag.computations]
-    steepest_sum_w = math.fsum(dag.per_operation(_steepest_w(points, time_unit_s) for points in hulls))
+    steepest_w = [_steepest_w(points, time_unit_s) for points in hulls]
+    steepest_sum_w = math.fsum(dag.per_operation(steepest_w))
     slope_unit_w = steepest_sum_w / FLOW_RANGE if steepest_sum_w > 0 else 1.0
-    pieces = [_pieces(points, slope_unit_w, time_unit_s) for points in hulls]
+    if levels and steepest_sum_w > 0:
+        slope_unit_w = max(steepest_w) / levels
+    pieces = [_pieces(points, slope_unit_w, time_unit_s, 0.5 if levels else 0.0) for points in hulls]
     count = len(dag)
-    entry, leave, nodes = _events(dag)
+    entry, leave, nodes = events(count, *predecessors(dag), *successors(dag))
     between = leave[dag.edges[:, 0]] != entry[dag.edges[:, 1]]
     links = dag.edges[between]
     tail = np.concatenate([entry, leave[links[:, 0]]])
     head = np.concatenate([leave, entry[links[:, 1]]])
-    lengths = [pieces[k][0] for k in dag.kind] + [[0]] * len(links)
-    untils = [pieces[k][1] for k in dag.kind] + [[UNBOUNDED]] * len(links)
-    piece_first = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum([len(p) for p in lengths], out=piece_first[1:])
-
-    finish = _integer_finish(dag, np.array([p[0][0] for p in pieces], np.int64)[dag.kind])
+    piece_first, length, until = _piece_arrays(pieces, np.append(dag.kind, np.full(len(links), len(pieces))))
+    longest = np.array([lengths[0] for lengths, _ in pieces], np.int64)[dag.kind]
+    finish = integer_finish(*predecessors(dag), dag.order, longest)
     potential = np.zeros(nodes, np.int64)
     np.maximum.at(potential, leave, finish)
     potential[1] = finish.max()
@@ -82,13 +86,26 @@ def event_graph(dag: Dag) -> EventGraph:
         tail=tail,
         head=head,
         piece_first=piece_first,
-        piece_length=np.fromiter((x for p in lengths for x in p), np.int64, int(piece_first[-1])),
-        piece_until=np.fromiter((x for p in untils for x in p), np.int64, int(piece_first[-1])),
-        potential=_settled(potential, entry, finish, dag, count),
+        piece_length=length,
+        piece_until=until,
+        potential=_settled(potential, entry, finish, dag),
         sink=1,
         time_unit_s=time_unit_s,
         slope_unit_w=slope_unit_w,
     )
+
+
+def _piece_arrays(pieces: list[tuple[list[int], list[int]]], kind: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Pieces of every arc, one after the other; arcs of the kind after the last are precedence, of no length."""
+    listed = [*pieces, ([0], [UNBOUNDED])]
+    count = np.array([len(lengths) for lengths, _ in listed], np.int64)
+    start = np.cumsum(count) - count
+    first = np.zeros(len(kind) + 1, np.int64)
+    np.cumsum(count[kind], out=first[1:])
+    row = np.arange(first[-1]) - np.repeat(first[:-1] - start[kind], count[kind])
+    length = np.array([x for lengths, _ in listed for x in lengths], np.int64)
+    until = np.array([x for _, untils in listed for x in untils], np.int64)
+    return first, length[row], until[row]
 
 
 def half_arcs(graph: EventGraph) -> HalfArcs:
@@ -112,13 +129,15 @@ def half_arcs(graph: EventGraph) -> HalfArcs:
     )
 
 
-def _pieces(points: list[tuple[int, float]], slope_unit_w: float, time_unit_s: float) -> tuple[list[int], list[int]]:
-    """Lengths, longest first, and the flow at which each is left. Slopes are rounded down, so that the network never
-    charges more than the computation costs."""
+def _pieces(
+    points: list[tuple[int, float]], slope_unit_w: float, time_unit_s: float, rounding: float
+) -> tuple[list[int], list[int]]:
+    """Lengths, longest first, and the flow at which each is left. Slopes are rounded down (`rounding` 0), so that the
+    network never charges more than the computation costs, or to the nearest unit (0.5)."""
     lengths = [points[0][0]]
     until: list[int] = []
     for (slow, slow_j), (fast, fast_j) in pairwise(points):
-        flow = int((fast_j - slow_j) / ((slow - fast) * time_unit_s) / slope_unit_w)
+        flow = int((fast_j - slow_j) / ((slow - fast) * time_unit_s) / slope_unit_w + rounding)
         if flow <= (until[-1] if until else 0):
             lengths[-1] = fast
             continue
@@ -158,11 +177,11 @@ def _steepest_w(points: list[tuple[int, float]], time_unit_s: float) -> float:
     return (fast_j - slow_j) / ((slow - fast) * time_unit_s)
 
 
-def _events(dag: Dag) -> tuple[IntArray, IntArray, int]:
+@compiled
+def events(
+    count: int, before_first: IntArray, before: IntArray, after_first: IntArray, after: IntArray
+) -> tuple[IntArray, IntArray, int]:
     """Event where each operation starts and ends; an end and a start that only know each other are one."""
-    before_first, before = predecessors(dag)
-    after_first, after = successors(dag)
-    count = len(dag)
     entry = np.full(count, -1, np.int64)
     leave = np.full(count, -1, np.int64)
     nodes = 2
@@ -187,18 +206,18 @@ def _events(dag: Dag) -> tuple[IntArray, IntArray, int]:
     return entry, leave, nodes
 
 
-def _integer_finish(dag: Dag, lengths: IntArray) -> IntArray:
-    finish = np.zeros(len(dag), np.int64)
-    first, before = predecessors(dag)
-    for op in dag.order:
+@compiled
+def integer_finish(before_first: IntArray, before: IntArray, order: IntArray, lengths: IntArray) -> IntArray:
+    finish = np.zeros(len(order), np.int64)
+    for op in order:
         start = 0
-        for i in range(first[op], first[op + 1]):
-            start = max(start, int(finish[before[i]]))
-        finish[op] = start + int(lengths[op])
+        for i in range(before_first[op], before_first[op + 1]):
+            start = max(start, finish[before[i]])
+        finish[op] = start + lengths[op]
     return finish
 
 
-def _settled(potential: IntArray, entry: IntArray, finish: IntArray, dag: Dag, count: int) -> IntArray:
+def _settled(potential: IntArray, entry: IntArray, finish: IntArray, dag: Dag) -> IntArray:
     """An event where operations start is no earlier than all they wait for."""
     if len(dag.edges):
         np.maximum.at(potential, entry[dag.edges[:, 1]], finish[dag.edges[:, 0]])

@@ -15,6 +15,8 @@ from control_plane.training.frontier_kernel import UNBOUNDED, walk
 
 KEPT_STATES = 96
 KEPT_BYTES = 32 << 20
+COARSE_KEPT_BYTES = 88 << 20
+"""Of a coarse frontier, whose kept states also give the bounds."""
 RELATIVE_SLACK = 1e-12
 """Deadlines this close to T_min are T_min: sums of floats in another order differ by this much."""
 
@@ -171,17 +173,19 @@ class Frontier:
     def relaxed(self, deadline_s: float) -> RelaxedPlan:
         """The plan behind `within(deadline_s)`: walk on from the last state kept before it."""
         point = self.within(deadline_s)
+        potential, _, _, _ = self.state_at(point.iteration_time_s)
+        spent_s = potential.astype(np.float64) * self.graph.time_unit_s
+        ops = len(self.dag)
+        return RelaxedPlan(point, spent_s[self.graph.tail[:ops]], spent_s[self.graph.head[:ops]])
+
+    def state_at(self, time_s: float) -> tuple[IntArray, IntArray, int, int]:
+        """Potential, flow and total flow of the walk when the iteration takes so long, and its shift."""
         graph = self.graph
-        shift = min(
-            max(0, graph_time(graph) - int(point.iteration_time_s / graph.time_unit_s)),
-            int(self.shift[-1]),
-        )
+        shift = min(max(0, graph_time(graph) - int(time_s / graph.time_unit_s)), int(self.shift[-1]))
         potential, flow, start_shift, total = self._state_before(shift)
         if shift > start_shift:
-            _walk(graph, self.halves, potential, flow, total, shift - start_shift, 0, None)
-        spent_s = potential.astype(np.float64) * graph.time_unit_s
-        ops = len(self.dag)
-        return RelaxedPlan(point, spent_s[graph.tail[:ops]], spent_s[graph.head[:ops]])
+            *_, total = _walk(graph, self.halves, potential, flow, total, shift - start_shift, 0, None)
+        return potential, flow, total, shift
 
     def _state_before(self, shift: int) -> tuple[IntArray, IntArray, int, int]:
         kept = self.kept
@@ -193,12 +197,13 @@ class Frontier:
         return kept.potential[i].copy(), kept.flow[i].copy(), int(self.shift[at]), int(self.flow[at])
 
 
-def walk_frontier(dag: Dag, watcher: WalkWatcher | None = None) -> Frontier:
+def walk_frontier(dag: Dag, watcher: WalkWatcher | None = None, levels: int = 0, until_s: float = 0.0) -> Frontier:
     """Trace the whole frontier, exactly: integers from the first breakpoint to the last.
 
-    The watcher hears how far the walk has come and may end it by raising, as `stop_after` does.
+    The watcher hears how far the walk has come and may end it by raising, as `stop_after` does. With `levels`, slopes
+    are rounded to so many steps and the frontier is that of the coarse network (coarse_frontier).
     """
-    graph = event_graph(dag)
+    graph = event_graph(dag, levels)
     halves = half_arcs(graph)
     fastest_s = dag.per_operation(c.fastest.time_s for c in dag.computations)
     least_energy_s = dag.per_operation(c.least_energy.time_s for c in dag.computations)
@@ -213,12 +218,14 @@ def walk_frontier(dag: Dag, watcher: WalkWatcher | None = None) -> Frontier:
     potential = graph.potential.copy()
     flow = np.zeros(len(graph.tail), np.int64)
     state_bytes = 8 * (len(potential) + len(flow))
-    slots = min(KEPT_STATES, max(4, KEPT_BYTES // state_bytes))
-    shifts, slopes, last_shift, kept = _walk(graph, halves, potential, flow, 0, graph_time(graph), slots, heard)
+    kept_bytes = COARSE_KEPT_BYTES if levels else KEPT_BYTES
+    slots = min(KEPT_STATES, max(4, kept_bytes // state_bytes))
+    most = graph_time(graph) - max(0, int(until_s / graph.time_unit_s))
+    shifts, slopes, last_shift, kept, _ = _walk(graph, halves, potential, flow, 0, most, slots, heard)
 
     shift = np.append(shifts, last_shift)
     time_s = np.clip((graph_time(graph) - shift) * graph.time_unit_s, t_min_s, t_star_s)
-    time_s[-1] = t_min_s
+    time_s[-1] = max(t_min_s, min(until_s, t_star_s))
     slope_w = slopes.astype(np.float64) * graph.slope_unit_w
     least_j = float(np.sum(dag.per_operation(c.effective_j(c.least_energy) for c in dag.computations)))
     spent_j = np.concatenate([[0.0], np.cumsum(slope_w * (np.diff(shift) * graph.time_unit_s))])
@@ -253,7 +260,7 @@ def _walk(
     shift_limit: int,
     slots: int,
     heard: Callable[[int, int], None] | None,
-) -> tuple[IntArray, IntArray, int, KeptStates]:
+) -> tuple[IntArray, IntArray, int, KeptStates, int]:
     kept_potential = np.zeros((slots, len(potential)), np.int64)
     kept_flow = np.zeros((slots, len(flow)), np.int64)
     kept_at = np.zeros(slots, np.int64)
@@ -295,4 +302,4 @@ def _walk(
             break
     kept = int(count[1])
     states = KeptStates(kept_at[:kept].copy(), kept_potential[:kept], kept_flow[:kept])
-    return np.concatenate(shifts), np.concatenate(slopes), shift, states
+    return np.concatenate(shifts), np.concatenate(slopes), shift, states, int(total_flow)

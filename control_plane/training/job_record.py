@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from control_plane.training.job_spec import Circumstances, JobSpec, PipelineId, StageRatios
 from control_plane.training.profile import Choice, profile_of
 from control_plane.training.schedules import Instruction, user_order
+from control_plane.training.switch_rules import SwitchRules
 
 JOB_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """A job's name is also a file's."""
@@ -52,6 +53,8 @@ class JobRecord(_Part):
     blocking_power_w: float = Field(ge=0)
     transfer_time_s: float = Field(0.0, ge=0)
     switch_time_s: float = Field(0.0, ge=0)
+    min_hold_s: float = Field(0.0, ge=0)
+    clocks_per_stage: int = Field(0, ge=0)
     stragglers: dict[str, Straggler] = Field(default_factory=dict)
     """Announced ones, by pipeline."""
     slow_stages: dict[str, tuple[float, ...]] = Field(default_factory=dict)
@@ -75,14 +78,17 @@ class JobRecord(_Part):
             order=order,
             blocking_power_w=spec.blocking_power_w,
             transfer_time_s=spec.transfer_time_s,
-            switch_time_s=spec.switch_time_s,
+            switch_time_s=spec.switch.switch_time_s,
+            min_hold_s=spec.switch.min_hold_s,
+            clocks_per_stage=spec.switch.clocks_per_stage,
         )
 
     def spec(self) -> JobSpec:
         """Raises ValueError where profile or order cannot be trusted."""
         profile = profile_of({(m.stage, m.instruction): [Choice(*c) for c in m.choices] for m in self.profile})
         schedule = user_order([[Instruction(*step) for step in program] for program in self.order], self.schedule_name)
-        return JobSpec(profile, schedule, self.blocking_power_w, self.transfer_time_s, self.switch_time_s)
+        switch = SwitchRules(self.switch_time_s, self.min_hold_s, self.clocks_per_stage)
+        return JobSpec(profile, schedule, self.blocking_power_w, self.transfer_time_s, switch)
 
     def is_same_job(self, other: "JobRecord") -> bool:
         """The same but for who lags."""

@@ -5,6 +5,7 @@ from typing import NamedTuple, NewType
 
 from control_plane.training.profile import Profile
 from control_plane.training.schedules import Schedule
+from control_plane.training.switch_rules import ANY_CLOCK_ANYWHERE, SwitchRules
 
 PipelineId = NewType("PipelineId", str)
 
@@ -31,8 +32,8 @@ class JobSpec:
     schedule: Schedule
     blocking_power_w: float
     transfer_time_s: float = 0.0
-    switch_time_s: float = 0.0
-    """What one clock change takes on the hardware; runs of one clock shorter than this are merged."""
+    switch: SwitchRules = ANY_CLOCK_ANYWHERE
+    """What the hardware can follow."""
 
     def __post_init__(self) -> None:
         if self.schedule.stages != self.profile.stages:

@@ -80,8 +80,9 @@ def build_dag(
     transfer_kind = len(computations)
     if transfer_time_s > 0:
         computations.append(constant(transfer_time_s, transfer_energy_j))
+    stages, last = schedule.stages, schedule.chunks * schedule.stages - 1
     for task, op in tuple(place.items()):
-        for needed in _needs(task, schedule, place):
+        for needed in _needs(task, stages, last, place):
             before = place[needed]
             if needed.stage == task.stage:
                 if before > op:
@@ -95,13 +96,12 @@ def build_dag(
     return dag_of(tasks, computations, kind, edges, blocking_power_w * schedule.stages)
 
 
-def _needs(task: Task, schedule: Schedule, place: Mapping[Task, int]) -> list[Task]:
-    """What must be done before the task may start, its stage's program order aside."""
-    virtual = task.chunk * schedule.stages + task.stage
-    last = schedule.chunks * schedule.stages - 1
+def _needs(task: Task, stages: int, last: int, place: Mapping[Task, int]) -> list[Task]:
+    """What must be done before a task starts, its stage's program order aside; `last` is the last virtual stage."""
+    virtual = task.chunk * stages + task.stage
 
     def at(virtual_stage: int, *names: str) -> list[Task]:
-        chunk, stage = divmod(virtual_stage, schedule.stages)
+        chunk, stage = divmod(virtual_stage, stages)
         for name in names:
             found = Task(stage, name, task.microbatch, chunk)
             if found in place:

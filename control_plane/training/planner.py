@@ -1,15 +1,20 @@
 """Perseus's planner as values: a job goes in, a frontier comes out, any iteration time is then a look-up."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
+from control_plane.training.coarse_frontier import LEVELS, MOST_EXACT_OPERATIONS, walk_coarsely
 from control_plane.training.dag import Dag, finish_times
+from control_plane.training.extrapolation import REPEATING, FrontierCurve, extrapolated
 from control_plane.training.frontier import Frontier, Regime, WalkWatcher, walk_frontier
+from control_plane.training.held_plans import HeldLibrary, held_within, prepare_held, shortest_steady_s
+from control_plane.training.held_problem import HeldPlan, HeldProblem, choices_of, held_problem
 from control_plane.training.job_spec import Circumstances, JobSpec, ScheduledStep
-from control_plane.training.pipeline import build_dag
+from control_plane.training.pipeline import build_dag, schedule_named
 from control_plane.training.profile import Choice
 from control_plane.training.rounding import (
     PlanLibrary,
@@ -18,16 +23,19 @@ from control_plane.training.rounding import (
     prepare,
     rounded,
     rounding_problem,
-    without_short_switches,
 )
-from control_plane.training.stage_clocks import one_clock_per_stage, shortest_hold_s
+from control_plane.training.switching import Switches, switches_of
+
+NEAR_BOUND_RATIO = 1e-3
+"""A plan this near to its lower bound is good enough without a library, which takes seconds to minutes to prepare."""
 
 
 @dataclass(frozen=True, slots=True)
 class IterationPlan:
     """Clocks for one iteration, per rank in execution order.
 
-    `energy_j` and `lower_bound_j` charge blocking power of all stages up to `deadline_s`.
+    `energy_j` and `lower_bound_j` charge blocking power of all stages up to `deadline_s`. Where clocks take time to
+    change, time and energy are those with settling.
     """
 
     deadline_s: float
@@ -35,41 +43,102 @@ class IterationPlan:
     energy_j: float
     lower_bound_j: float
     regime: Regime
+    switches: Switches
+    choices: tuple[Choice, ...]
+    """Of every operation of the DAG."""
     ranks: tuple[tuple[ScheduledStep, ...], ...]
+
+    @property
+    def is_near_bound(self) -> bool:
+        """Whether no library could make the plan noticeably better."""
+        return self.energy_j <= self.lower_bound_j * (1 + NEAR_BOUND_RATIO)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SolvedJob:
-    """A job with its frontier. Plans are good at once and better when a library has been prepared."""
+    """A job with its frontier. Plans are good at once and better when a library has been prepared.
+
+    `held` is the problem of a GPU that cannot run any clock anywhere, where the job has such.
+    """
 
     spec: JobSpec
     frontier: Frontier
     problem: RoundingProblem
-    library: PlanLibrary | None = None
+    held: HeldProblem | None
+    shortest_s: float
+    """The shortest iteration that plans are promised for: T_min, or longer where held clocks do not reach it."""
+    library: PlanLibrary | HeldLibrary | None = None
 
     @property
     def dag(self) -> Dag:
         return self.frontier.dag
 
     def within(self, deadline_s: float) -> IterationPlan:
-        """Real clocks that end by the deadline; raises DeadlineError, which says T_min, under it."""
-        if self.library is None:
-            return iteration_plan(self.spec, self.dag, rounded(self.problem, self.frontier, deadline_s))
-        return iteration_plan(self.spec, self.dag, self.library.within(deadline_s))
+        """Real clocks that end by the deadline; raises DeadlineError, which says the shortest time known, under it."""
+        point = self.frontier.within(deadline_s)
+        plan = self._plan(deadline_s)
+        if isinstance(plan, RoundedPlan):
+            choices, energy_j = plan.choices(self.dag), plan.energy_j
+        else:
+            assert self.held is not None
+            choices = choices_of(self.held, plan)
+            energy_j = plan.effective_j + self.dag.blocking_power_w * point.deadline_s
+        return IterationPlan(
+            deadline_s=point.deadline_s,
+            finish_time_s=plan.finish_time_s,
+            energy_j=energy_j,
+            lower_bound_j=point.energy_j,
+            regime=point.regime,
+            switches=switches_of(self.dag, choices),
+            choices=choices,
+            ranks=_ranks(self.spec, choices),
+        )
 
     def with_straggler(self, degree: float) -> IterationPlan:
         """The plan while some pipeline takes `degree` times the shortest iteration."""
-        return self.within(degree * self.frontier.t_min_s)
+        return self.within(max(degree * self.frontier.t_min_s, self.shortest_s))
 
     def prepared(self) -> "SolvedJob":
         """The same job with its plan library: seconds of work, for the background."""
+        if self.held is not None:
+            return replace(self, library=prepare_held(self.held, self.frontier))
         return replace(self, library=prepare(self.problem, self.frontier))
 
+    def _plan(self, deadline_s: float) -> RoundedPlan | HeldPlan:
+        if self.library is not None:
+            return self.library.within(deadline_s)
+        if self.held is not None:
+            return held_within(self.held, self.frontier, deadline_s)
+        return rounded(self.problem, self.frontier, deadline_s)
 
-def solve(spec: JobSpec, watcher: WalkWatcher | None = None) -> SolvedJob:
-    """Trace the whole frontier of a job; the watcher hears how far the walk is and may end it."""
+
+def solve(spec: JobSpec, watcher: WalkWatcher | None = None, levels: int | None = None) -> SolvedJob:
+    """Trace the frontier of a job; the watcher hears how far the walk is and may end it.
+
+    `levels` is how many slopes are told apart, 0 for all; unless it is given, big DAGs are traced with few.
+    """
     dag = _dag(spec)
-    return SolvedJob(spec, walk_frontier(dag, watcher), rounding_problem(dag))
+    if levels is None:
+        levels = LEVELS if len(dag) > MOST_EXACT_OPERATIONS else 0
+    if levels:
+        frontier: Frontier = walk_coarsely(dag, watcher, levels, curve=exact_curve(spec))
+    else:
+        frontier = walk_frontier(dag, watcher)
+    problem = rounding_problem(dag)
+    if spec.switch.any_clock_anywhere:
+        return SolvedJob(spec, frontier, problem, None, frontier.t_min_s)
+    held = held_problem(problem, spec.switch)
+    return SolvedJob(spec, frontier, problem, held, max(frontier.t_min_s, shortest_steady_s(held)))
+
+
+def exact_curve(spec: JobSpec) -> FrontierCurve | None:
+    """The job's frontier by extrapolation, where its schedule repeats itself."""
+    name, stages, microbatches = spec.schedule.name, spec.schedule.stages, spec.schedule.microbatches
+    if name not in REPEATING or spec.schedule.order != schedule_named(name, stages, microbatches).order:
+        return None
+    return extrapolated(
+        name, stages, microbatches, lambda count: _dag(replace(spec, schedule=schedule_named(name, stages, count)))
+    )
 
 
 def deadline_under(spec: JobSpec, healthy_t_min_s: float, now: Circumstances) -> float:
@@ -86,9 +155,10 @@ class Meeting(NamedTuple):
 
 
 def meeting(spec: JobSpec, solved: SolvedJob, now: Circumstances) -> Meeting:
-    """For the pipeline that ``solved`` is of: the job ``spec`` as slow as ``now`` says. Never before its own T_min."""
+    """For the pipeline that ``solved`` is of: the job ``spec`` as slow as ``now`` says. Never before
+    its own shortest iteration."""
     healthy_s = t_min_s(spec) if now.own else solved.frontier.t_min_s
-    deadline_s = max(deadline_under(spec, healthy_s, now), solved.frontier.t_min_s)
+    deadline_s = max(deadline_under(spec, healthy_s, now), solved.shortest_s)
     return Meeting(deadline_s, deadline_s / healthy_s if now.own or now.others else now.degree)
 
 
@@ -102,51 +172,16 @@ def _dag(spec: JobSpec) -> Dag:
     return build_dag(spec.schedule, spec.profile, spec.blocking_power_w, transfer_time_s=spec.transfer_time_s)
 
 
-def iteration_plan(spec: JobSpec, dag: Dag, plan: RoundedPlan) -> IterationPlan:
-    """The schedule's programs with the plan's clocks; a schedule's operations stand stage by stage."""
-    choices = plan.choices(dag)
-    finish_time_s, energy_j = plan.finish_time_s, plan.energy_j
-    if spec.switch_time_s > 0:
-        choices = _held(dag, choices, spec.switch_time_s, plan.point.deadline_s)
-        finish_time_s, effective_j = run_choices(dag, choices)
-        energy_j = effective_j + dag.blocking_power_w * plan.point.deadline_s
-    op = 0
-    ranks = []
-    for program in spec.schedule.order:
-        steps = []
-        for instruction in program:
-            choice = choices[op]
-            steps.append(
-                ScheduledStep(
-                    instruction.name,
-                    instruction.microbatch,
-                    choice.freq_mhz,
-                    instruction.chunk,
-                    choice.power_limit_w,
-                )
-            )
-            op += 1
-        ranks.append(tuple(steps))
-    return IterationPlan(
-        deadline_s=plan.point.deadline_s,
-        finish_time_s=finish_time_s,
-        energy_j=energy_j,
-        lower_bound_j=plan.point.energy_j,
-        regime=plan.point.regime,
-        ranks=tuple(ranks),
+def _ranks(spec: JobSpec, choices: Sequence[Choice]) -> tuple[tuple[ScheduledStep, ...], ...]:
+    """The schedule's programs with a plan's clocks; a schedule's operations stand stage by stage."""
+    chosen = iter(choices)
+    return tuple(
+        tuple(
+            ScheduledStep(step.name, step.microbatch, choice.freq_mhz, step.chunk, choice.power_limit_w)
+            for step, choice in zip(program, islice(chosen, len(program)), strict=True)
+        )
+        for program in spec.schedule.order
     )
-
-
-def _held(dag: Dag, choices: tuple[Choice, ...], switch_time_s: float, deadline_s: float) -> tuple[Choice, ...]:
-    """Choices that a GPU can follow whose clock takes so long to change: short runs merged, or one clock per stage
-    where that is cheaper or merging has left a run too short."""
-    merged = without_short_switches(dag, choices, switch_time_s)
-    steady = one_clock_per_stage(dag, deadline_s)
-    if steady is None:
-        return merged
-    if shortest_hold_s(dag, merged) < switch_time_s:
-        return steady
-    return min(merged, steady, key=lambda plan: run_choices(dag, plan)[1])
 
 
 def run_choices(dag: Dag, choices: Iterable[Choice]) -> tuple[float, float]:

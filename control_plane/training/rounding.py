@@ -3,6 +3,7 @@
 Plans rounded at many deadlines make a library; between two good ones the iteration is spliced in time order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from control_plane.training.dag import Dag, FloatArray, IntArray, finish_times, predecessors, successors
 from control_plane.training.frontier import Frontier, FrontierPoint, RelaxedPlan
 from control_plane.training.profile import Choice
-from control_plane.training.rounding_kernel import choose_within, improve, repair, slowest_by, splice
+from control_plane.training.rounding_kernel import choose_within, cover_with_paths, improve, repair, slowest_by, splice
 from control_plane.training.timing import latest_finish
 
 MOST_KINDS_IN_A_ROUND = 3
@@ -96,7 +97,6 @@ class RoundingProblem:
     choice_effective_j: FloatArray
     chains: Paths
     paths: Paths
-    menus: tuple[PeriodMenu, ...]
 
     def rows(self, chosen: IntArray) -> IntArray:
         return self.choice_first[self.dag.kind] + chosen
@@ -196,9 +196,11 @@ def rounding_problem(dag: Dag, settings: RoundingSettings | None = None) -> Roun
         choice_first=choice_first,
         choice_time_s=np.array([choice.time_s for choice, _ in listed]),
         choice_effective_j=np.array([computation.effective_j(choice) for choice, computation in listed]),
-        chains=_paths(chains),
-        paths=_paths(chains + across),
-        menus=tuple(_period_menu(dag, chain) for chain in chains),
+        chains=chains,
+        paths=Paths(
+            np.concatenate([chains.first, across.first[1:] + chains.first[-1]]),
+            np.concatenate([chains.ops, across.ops]),
+        ),
     )
 
 
@@ -209,12 +211,13 @@ def prepare(problem: RoundingProblem, frontier: Frontier) -> PlanLibrary:
     count = min(settings.most_plans, max(settings.fewest_plans, count))
     span_s = frontier.t_star_s - frontier.t_min_s
     found: list[RoundedPlan] = []
+    menus = [_period_menu(problem.dag, problem.chains[i]) for i in range(len(problem.chains))]
     deadlines_s = frontier.t_min_s + span_s * np.linspace(0, 1, count) ** settings.low_end
     for i, deadline_s in enumerate(deadlines_s.tolist()):
         found += _first_plans(problem, frontier, deadline_s)
         if i % settings.periodic_every == 0 and deadline_s < frontier.t_star_s:
             point = frontier.within(deadline_s)
-            periodic = [_by_period(problem, frontier, point, spread) for spread in settings.spreads]
+            periodic = [_by_period(problem, menus, frontier, point, spread) for spread in settings.spreads]
             found += [plan for plan in periodic if plan is not None]
     polished: list[RoundedPlan] = []
     for plan in _lower_hull(problem.dag, found):
@@ -258,55 +261,6 @@ def timed(problem: RoundingProblem, point: FrontierPoint, chosen: IntArray) -> R
         finish_time_s=float(finish_times(dag, problem.choice_time_s[rows]).max()),
         energy_j=float(problem.choice_effective_j[rows].sum()) + dag.blocking_power_w * point.deadline_s,
     )
-
-
-def without_short_switches(dag: Dag, choices: tuple[Choice, ...], switch_time_s: float) -> tuple[Choice, ...]:
-    """Merge runs of one clock that are shorter than switching takes into a faster neighbour, stage by stage.
-
-    A run only ever takes a setting at which its computations are no slower, so no plan ends later.
-    """
-    merged = list(choices)
-    by_stage: dict[int, list[int]] = {}
-    for op, task in enumerate(dag.tasks):
-        if len(dag.computation(op).measured) > 1:
-            by_stage.setdefault(task.stage, []).append(op)
-    for ops in by_stage.values():
-        while _merge_one(dag, ops, merged, switch_time_s):
-            pass
-    return tuple(merged)
-
-
-def _merge_one(dag: Dag, ops: list[int], merged: list[Choice], switch_time_s: float) -> bool:
-    runs: list[list[int]] = []
-    for op in ops:
-        if runs and _setting(merged[runs[-1][-1]]) == _setting(merged[op]):
-            runs[-1].append(op)
-        else:
-            runs.append([op])
-    for i, run in enumerate(runs):
-        if sum(merged[op].time_s for op in run) >= switch_time_s:
-            continue
-        around = [runs[j] for j in (i - 1, i + 1) if 0 <= j < len(runs)]
-        moves = [(run, merged[other[0]]) for other in around] + [(other, merged[run[0]]) for other in around]
-        for movers, target in moves:
-            moved = [_at_setting(dag, op, target, merged[op].time_s) for op in movers]
-            if all(choice is not None for choice in moved):
-                for op, choice in zip(movers, moved, strict=True):
-                    if choice is not None:
-                        merged[op] = choice
-                return True
-    return False
-
-
-def _setting(choice: Choice) -> tuple[int, int]:
-    return choice.freq_mhz, choice.power_limit_w
-
-
-def _at_setting(dag: Dag, op: int, target: Choice, within_s: float) -> Choice | None:
-    for choice in dag.computation(op).measured:
-        if _setting(choice) == _setting(target) and choice.time_s <= within_s:
-            return choice
-    return None
 
 
 def _by_limits(problem: RoundingProblem, relaxed: RelaxedPlan) -> RoundedPlan | None:
@@ -373,7 +327,9 @@ def _filled(problem: RoundingProblem, point: FrontierPoint, chosen: IntArray) ->
     return None
 
 
-def _by_period(problem: RoundingProblem, frontier: Frontier, point: FrontierPoint, spread: float) -> RoundedPlan | None:
+def _by_period(
+    problem: RoundingProblem, menus: Sequence[PeriodMenu], frontier: Frontier, point: FrontierPoint, spread: float
+) -> RoundedPlan | None:
     """Every chain repeats its cheapest rounds at the pace of the slowest; then ends are sped up to fit.
 
     A chain's slow rounds come one micro-batch after the slow rounds of the chain before, so that a backward
@@ -382,9 +338,9 @@ def _by_period(problem: RoundingProblem, frontier: Frontier, point: FrontierPoin
     dag = problem.dag
     if frontier.t_min_s == 0:
         return None  # Without a shortest iteration there is no pace to keep.
-    pace_s = max(float(menu.time_s[0]) for menu in problem.menus) * point.deadline_s / frontier.t_min_s
+    pace_s = max(float(menu.time_s[0]) for menu in menus) * point.deadline_s / frontier.t_min_s
     chosen = np.zeros(len(dag), np.int64)
-    for i, menu in enumerate(problem.menus):
+    for i, menu in enumerate(menus):
         fast, slow, share = menu.cheapest_mix(pace_s, spread * pace_s)
         ops = problem.chains[i]
         for place, kind in enumerate(menu.kinds):
@@ -407,8 +363,8 @@ def _by_period(problem: RoundingProblem, frontier: Frontier, point: FrontierPoin
     return _filled(problem, point, chosen)
 
 
-def _period_menu(dag: Dag, path: list[int]) -> PeriodMenu:
-    kinds = tuple(dict.fromkeys(int(dag.kind[op]) for op in path))[:MOST_KINDS_IN_A_ROUND]
+def _period_menu(dag: Dag, path: IntArray) -> PeriodMenu:
+    kinds = tuple(dict.fromkeys(dag.kind[path].tolist()))[:MOST_KINDS_IN_A_ROUND]
     rounds: list[tuple[float, float, tuple[int, ...]]] = [(0.0, 0.0, ())]
     for kind in kinds:
         computation = dag.computations[kind]
@@ -491,22 +447,11 @@ def _lower_hull(dag: Dag, plans: list[RoundedPlan]) -> list[RoundedPlan]:
     return [plans[i] for _, _, i in hull]
 
 
-def _paths(paths: list[list[int]]) -> Paths:
-    first = np.zeros(len(paths) + 1, np.int64)
-    np.cumsum([len(path) for path in paths], out=first[1:])
-    return Paths(first, np.array([op for path in paths for op in path], np.int64))
-
-
-def _path_cover(dag: Dag, before_first: IntArray, before: IntArray, *, along_stages: bool) -> list[list[int]]:
+def _path_cover(dag: Dag, before_first: IntArray, before: IntArray, *, along_stages: bool) -> Paths:
     """Every operation on one path, along a stage, or across stages, where there is one."""
-    path_ending_at: dict[int, list[int]] = {}
-    paths: list[list[int]] = []
-    for op in dag.order.tolist():
-        ends = [b for b in before[before_first[op] : before_first[op + 1]].tolist() if b in path_ending_at]
-        ends.sort(key=lambda b: (dag.tasks[b].stage == dag.tasks[op].stage) != along_stages)
-        path = path_ending_at.pop(ends[0]) if ends else []
-        if not path:
-            paths.append(path)
-        path.append(op)
-        path_ending_at[op] = path
-    return paths
+    stage = np.fromiter((task.stage for task in dag.tasks), np.int64, len(dag))
+    path_of = cover_with_paths(before_first, before, dag.order, stage, along_stages)
+    by_path = np.argsort(path_of[dag.order], kind="stable")
+    first = np.zeros(int(path_of.max()) + 2, np.int64)
+    np.cumsum(np.bincount(path_of), out=first[1:])
+    return Paths(first, dag.order[by_path])

@@ -11,6 +11,32 @@ IndexArray = NDArray[np.int32]
 
 
 @compiled
+def cover_with_paths(
+    before_first: IntArray, before: IntArray, order: IntArray, stage: IntArray, along_stages: bool
+) -> IntArray:
+    """The path of each operation: it goes on where one ends that it waits for, on its stage if `along_stages`, else on
+    another, if there is a choice."""
+    path_of = np.full(len(order), -1, np.int64)
+    goes_on = np.zeros(len(order), np.bool_)
+    paths = 0
+    for op in order:
+        taken = -1
+        for i in range(before_first[op], before_first[op + 1]):
+            end = before[i]
+            if goes_on[end]:
+                continue
+            if taken < 0 or ((stage[end] == stage[op]) == along_stages and (stage[taken] == stage[op]) != along_stages):
+                taken = end
+        if taken >= 0:
+            goes_on[taken] = True
+            path_of[op] = path_of[taken]
+        else:
+            path_of[op] = paths
+            paths += 1
+    return path_of
+
+
+@compiled
 def slowest_by(
     before_first: IntArray,
     before: IntArray,

@@ -1,46 +1,84 @@
 """One clock per stage for a whole iteration: what a GPU can follow however long its clock takes to change."""
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
-from control_plane.training.dag import Dag, finish_times
+from control_plane.training.dag import Dag, predecessors
 from control_plane.training.profile import Choice
-
-Setting = tuple[int, int]
-"""(clock in MHz, power limit in W)."""
+from control_plane.training.switching import Setting, setting_of, stage_operations
+from control_plane.training.timing import earliest_finish
 
 STEPS = (1, 2, 4, 8)
 """Settings skipped at once where the next one alone gains nothing."""
 SEARCH_WORK = 20_000_000
-"""Operations timed in one search upwards: about a second."""
+"""Operations timed in one search upwards: about a fifth of a second."""
+MOST_FAST_SETTINGS = 4
+"""Settings of a stage, fastest first, that are tried for the shortest iteration."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
     """A stage at one setting: a choice per kind of operation, computing time and effective energy of all together."""
 
+    setting: Setting
     choices: dict[int, Choice]
     busy_s: float
     effective_j: float
 
 
-class _Stages:
+class SteadyClocks:
     """One setting per stage, as an index into its menu, and when the iteration ends with them."""
 
     def __init__(self, dag: Dag) -> None:
         self.dag = dag
-        self.ops = {stage: np.array(ops) for stage, ops in _free_operations(dag).items()}
-        self.menus = {stage: _menu(dag, ops.tolist()) for stage, ops in self.ops.items()}
+        self.ops = {stage: np.array(ops) for stage, ops in stage_operations(dag).items()}
+        menus = {stage: _menu(dag, ops.tolist()) for stage, ops in self.ops.items()}
+        self.all_have_settings = all(menus.values())
+        """Whether each stage has a setting that all of its operations were measured at."""
+        self.menus = {stage: menu for stage, menu in menus.items() if menu}
         self.at = dict.fromkeys(self.menus, 0)
         self.end_s = 0.0
         self.evaluations = 0
+        self._first, self._before = predecessors(dag)
         self._times_s = dag.per_operation(c.fastest.time_s for c in dag.computations)
         self._by_kind = np.zeros(len(dag.computations))
         self.set_all(self.at)
+
+    def row(self, stage: int) -> StageRow:
+        return self.menus[stage][self.at[stage]]
+
+    def search(self, deadline_s: float, work: int = SEARCH_WORK) -> bool:
+        """Set the stages to the cheapest settings found that end by the deadline; False where they do not even at their
+        fastest. `work` limits the operations timed in the search upwards."""
+        if not self.all_have_settings or not self.shorten(deadline_s):
+            return False
+        self.slow_down_within(deadline_s)
+        slowed_j, slowed_at = self.effective_j, self.at
+        self.speed_up_until(deadline_s, work)
+        self.slow_down_within(deadline_s)
+        if self.effective_j >= slowed_j:
+            self.set_all(slowed_at)
+        return True
+
+    def shorten(self, until_s: float = 0.0) -> bool:
+        """The fastest settings found, and whether the iteration then ends by an instant. A stage's settings of least
+        computing time need not end soonest together: where forward and backward are fastest at different settings, the
+        first or the last may count more."""
+        self.set_all(dict.fromkeys(self.menus, 0))
+        improved = True
+        while improved and self.end_s > until_s:
+            improved = False
+            for stage, menu in self.menus.items():
+                now, before_s = self.at[stage], self.end_s
+                for to in range(min(len(menu), MOST_FAST_SETTINGS)):
+                    self.set(stage, to)
+                    if self.end_s < before_s:
+                        now, before_s, improved = to, self.end_s, True
+                self.set(stage, now)
+        return self.end_s <= until_s
 
     @property
     def effective_j(self) -> float:
@@ -56,13 +94,14 @@ class _Stages:
             ops = self.ops[stage]
             self._times_s[ops] = self._by_kind[self.dag.kind[ops]]
         self.at = {**self.at, **at}
-        self.end_s = float(finish_times(self.dag, self._times_s).max())
+        self.end_s = float(earliest_finish(self._first, self._before, self.dag.order, self._times_s).max())
         self.evaluations += 1
 
-    def speed_up_until(self, deadline_s: float) -> None:
+    def speed_up_until(self, deadline_s: float, work: int) -> None:
         """From the least energy on, always the step that costs least per second by which the iteration gets shorter."""
+        before = self.evaluations
         self.set_all({stage: len(menu) - 1 for stage, menu in self.menus.items()})
-        while self.end_s > deadline_s and self.evaluations * len(self.dag) < SEARCH_WORK:
+        while self.end_s > deadline_s and (self.evaluations - before) * len(self.dag) < work:
             best: tuple[float, int, int] | None = None
             before_s = self.end_s
             for stage, now in tuple(self.at.items()):
@@ -77,7 +116,7 @@ class _Stages:
                 break
             self.set(best[1], best[2])
         if self.end_s > deadline_s:
-            self.set_all(dict.fromkeys(self.menus, 0))
+            self.shorten(deadline_s)
 
     def slow_down_within(self, deadline_s: float) -> None:
         """Always the step that saves most per second of computing, while the iteration still ends in time."""
@@ -94,60 +133,35 @@ class _Stages:
 
 
 def one_clock_per_stage(dag: Dag, deadline_s: float) -> tuple[Choice, ...] | None:
-    """A choice per operation, one setting on each stage, that ends by the deadline; None where the fastest does not.
+    """A choice per operation, one setting on each stage, that ends by the deadline; None where no such is found.
 
     Two searches, from the fastest settings down and from those of least energy up; the cheaper one counts. Operations
-    that were measured at one setting only, such as transfers, keep it.
+    whose clock is not ours, such as transfers, keep what they have.
     """
-    stages = _Stages(dag)
-    if stages.end_s > deadline_s:
+    stages = SteadyClocks(dag)
+    if not stages.search(deadline_s):
         return None
-    stages.slow_down_within(deadline_s)
-    slowed_j, slowed_at = stages.effective_j, stages.at
-    stages.speed_up_until(deadline_s)
-    stages.slow_down_within(deadline_s)
-    at = stages.at if stages.effective_j < slowed_j else slowed_at
     chosen = [dag.computation(op).fastest for op in range(len(dag))]
     for stage, ops in stages.ops.items():
-        choices = stages.menus[stage][at[stage]].choices
+        choices = stages.row(stage).choices
         for op in ops.tolist():
             chosen[op] = choices[int(dag.kind[op])]
     return tuple(chosen)
 
 
-def shortest_hold_s(dag: Dag, choices: tuple[Choice, ...]) -> float:
-    """The shortest time that any stage computes at one setting before it changes; infinite where none ever changes."""
-    shortest_s = float("inf")
-    for ops in _free_operations(dag).values():
-        starts = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(ops)) if _setting(choices[a]) != _setting(choices[b]))]
-        if len(starts) > 1:
-            runs = [ops[a:b] for a, b in pairwise([*starts, len(ops)])]
-            shortest_s = min(shortest_s, *(sum(choices[op].time_s for op in run) for run in runs))
-    return shortest_s
-
-
-def _free_operations(dag: Dag) -> dict[int, list[int]]:
-    by_stage: dict[int, list[int]] = defaultdict(list)
-    for op, task in enumerate(dag.tasks):
-        if len(dag.computation(op).measured) > 1:
-            by_stage[task.stage].append(op)
-    return by_stage
-
-
 def _menu(dag: Dag, ops: list[int]) -> list[StageRow]:
     """Settings that all of a stage's operations have; each next one takes longer and costs less in all."""
     count = Counter(int(dag.kind[op]) for op in ops)
-    by_kind = {kind: {_setting(c): c for c in dag.computations[kind].measured} for kind in count}
+    by_kind = {kind: {setting_of(c): c for c in dag.computations[kind].measured} for kind in count}
 
-    def row(choices: dict[int, Choice]) -> StageRow:
+    def row(setting: Setting) -> StageRow:
+        choices = {kind: by_kind[kind][setting] for kind in count}
         busy_s = sum(count[kind] * choice.time_s for kind, choice in choices.items())
         cost_j = sum(count[kind] * dag.computations[kind].effective_j(choice) for kind, choice in choices.items())
-        return StageRow(choices, busy_s, cost_j)
+        return StageRow(setting, choices, busy_s, cost_j)
 
     common = set.intersection(*(set(choices) for choices in by_kind.values()))
-    if not common:
-        return [row({kind: dag.computations[kind].fastest for kind in count})]
-    rows = [row({kind: by_kind[kind][setting] for kind in count}) for setting in common]
+    rows = [row(setting) for setting in common]
     menu: list[StageRow] = []
     for candidate in sorted(rows, key=lambda row: (row.busy_s, row.effective_j)):
         if not menu or candidate.effective_j < menu[-1].effective_j:
@@ -161,7 +175,3 @@ def _saved_w(menu: list[StageRow], at: int) -> float:
         return -1.0
     saved_j = menu[at].effective_j - menu[at + 1].effective_j
     return saved_j / max(1e-300, menu[at + 1].busy_s - menu[at].busy_s)
-
-
-def _setting(choice: Choice) -> Setting:
-    return choice.freq_mhz, choice.power_limit_w

@@ -29,7 +29,7 @@ class DetectorSettings:
     margin_ratio: float = 0.03
     """A stage that is slower than planned by less is not worth another plan."""
     fast_allowance: float = 1.3
-    fast_threshold: float = 3.9
+    fast_threshold: float = 3.6
     """Finds a step of three standard deviations in three or four reports."""
     slow_allowance: float = 0.45
     slow_threshold: float = 18.0
@@ -43,7 +43,7 @@ class DetectorSettings:
     first_sigma: float = 0.04
     """Noise assumed of a stage that has reported nothing yet, with the weight of `first_weight` reports."""
     first_weight: int = 8
-    most_weight: int = 64
+    most_weight: int = 256
     least_sigma: float = 0.005
 
     def __post_init__(self) -> None:

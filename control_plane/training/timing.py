@@ -13,6 +13,31 @@ FloatArray = NDArray[np.float64]
 
 
 @compiled
+def topological_order(count: int, after_first: IntArray, after: IntArray) -> IntArray:
+    """Operations so that each comes after all it waits for; what waits in a cycle is left out."""
+    waits_for = np.zeros(count, np.int64)
+    for then in after:
+        waits_for[then] += 1
+    order = np.zeros(count, np.int64)
+    found = 0
+    for op in range(count):
+        if waits_for[op] == 0:
+            order[found] = op
+            found += 1
+    place = 0
+    while place < found:
+        op = order[place]
+        place += 1
+        for i in range(after_first[op], after_first[op + 1]):
+            then = after[i]
+            waits_for[then] -= 1
+            if waits_for[then] == 0:
+                order[found] = then
+                found += 1
+    return order[:found]
+
+
+@compiled
 def earliest_finish(before_first: IntArray, before: IntArray, order: IntArray, durations_s: FloatArray) -> FloatArray:
     finish_s = np.zeros(len(order))
     for op in order:

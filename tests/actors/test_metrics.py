@@ -10,7 +10,7 @@ from actors.metrics import HELP
 
 DASHBOARD = json.loads((ROOT / "docs" / "grafana" / "wattray.json").read_text())
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-UNITS = "watts hertz joules_total seconds total ratio replicas gpu_budget per_second"
+UNITS = "watts hertz joules_total seconds total ratio replicas gpu_budget per_second info"
 BASE_UNITS = tuple(f"_{unit}" for unit in UNITS.split())
 
 

@@ -6,8 +6,9 @@ from control_plane.training.job_record import JobRecord
 from control_plane.training.job_spec import Circumstances, JobSpec, PipelineId
 from control_plane.training.profile import profile_of
 from control_plane.training.schedules import one_f_one_b
+from control_plane.training.switch_rules import SwitchRules
 
-SPEC = JobSpec(profile_of(pipeline_choices(2)), one_f_one_b(2, 4), 80.0, 0.01, 0.02)
+SPEC = JobSpec(profile_of(pipeline_choices(2)), one_f_one_b(2, 4), 80.0, 0.01, SwitchRules(0.02, 0.03, 4))
 P0, P1, P2 = PipelineId("p0"), PipelineId("p1"), PipelineId("p2")
 
 

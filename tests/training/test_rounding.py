@@ -21,7 +21,6 @@ from control_plane.training.rounding import (
     RoundingSettings,
     prepare,
     rounding_problem,
-    without_short_switches,
 )
 
 
@@ -93,24 +92,6 @@ def test_a_plan_at_t_min_exactly_is_found_on_every_schedule() -> None:
         assert library.within(library.frontier.t_min_s).finish_time_s <= library.frontier.t_min_s
         with pytest.raises(DeadlineError):
             library.within(library.frontier.t_min_s * 0.99)
-
-
-def test_runs_shorter_than_a_switch_are_merged_and_no_plan_ends_later() -> None:
-    dag = pipeline.build_dag(pipeline.one_f_one_b(4, 8), synthetic_profile(4), 60.0)
-    library = library_of(dag)
-    plan = library.within(1.1 * library.frontier.t_min_s)
-    choices = plan.choices(dag)
-    merged = without_short_switches(dag, choices, 2.5)
-    assert real_end_s(dag, merged) <= plan.finish_time_s
-    for stage in range(4):
-        ops = [op for op, task in enumerate(dag.tasks) if task.stage == stage]
-        runs: list[list[int]] = []
-        for op in ops:
-            if runs and merged[runs[-1][0]].freq_mhz == merged[op].freq_mhz:
-                runs[-1].append(op)
-            else:
-                runs.append([op])
-        assert len(runs) == 1 or all(sum(merged[op].time_s for op in run) >= 2.5 for run in runs)
 
 
 def test_power_limits_plan_like_clocks() -> None:

@@ -1,5 +1,6 @@
 """`wattray frontier` writes what it says, or nothing and why."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -117,3 +118,103 @@ def test_a_users_order_with_a_cycle_is_refused(profile_csv: Path, tmp_path: Path
     )
     assert done.exit_code == 2
     assert "cycle" in done.output
+
+
+def job_options(profile: Path) -> list[object]:
+    return ["--profile", profile, "--stages", 3, "--microbatches", 5, "--blocking-power-w", 50]
+
+
+def test_plans_by_deadlines_hold_their_clocks_and_end_in_time(profile_csv: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    switching = ["--switch-time-s", 0.2, "--min-hold-s", 3.5]
+    done = run(*job_options(profile_csv), *switching, "--deadline-s", 32, "--deadline-s", 36, "--json", out)
+    assert done.exit_code == 0, done.output
+    plans = json.loads(out.read_text())["plans_at"]
+    assert [plan["deadline_s"] for plan in plans] == [32, 36]
+    for plan in plans:
+        assert set(plan) == {
+            "deadline_s", "finish_time_s", "energy_j", "lower_bound_j", "saved_ratio", "switches", "shortest_hold_s",
+        }  # fmt: skip
+        assert plan["finish_time_s"] <= plan["deadline_s"]
+        assert plan["lower_bound_j"] <= plan["energy_j"]
+        assert plan["switches"] == 0 or plan["shortest_hold_s"] >= 3.5
+    assert plans[0]["saved_ratio"] < plans[1]["saved_ratio"]
+
+
+def test_one_clock_per_stage_never_switches_and_holds_for_ever(profile_csv: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = run(*job_options(profile_csv), "--clocks-per-stage", 1, "--deadline-s", 36, "--baselines", "--json", out)
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text())
+    assert (report["plans_at"][0]["switches"], report["plans_at"][0]["shortest_hold_s"]) == (0, None)
+    assert len({step["freq_mhz"] for step in report["plan"] if step["stage"] == 1}) == 1
+    assert set(report["baselines"]) == {"zeus_global", "zeus_stage", "envpipe"}
+    for other in report["baselines"].values():
+        assert set(other) == {"finish_time_s", "energy_j", "saved_ratio"}
+
+
+def test_a_prepared_library_is_asked_for_and_no_dearer(profile_csv: Path, tmp_path: Path) -> None:
+    energies_j = []
+    for options in ([], ["--prepare"]):
+        out = tmp_path / "out.json"
+        assert run(*job_options(profile_csv), "--deadline-s", 34, "--json", out, *options).exit_code == 0
+        energies_j.append(json.loads(out.read_text())["plans_at"][0]["energy_j"])
+    assert energies_j[1] <= energies_j[0]
+
+
+def test_the_plan_is_written_as_zeus_reads_it(profile_csv: Path, tmp_path: Path) -> None:
+    out, schedule = tmp_path / "out.json", tmp_path / "plan.py"
+    done = run(*job_options(profile_csv), "--deadline-s", 34, "--json", out, "--export-zeus", schedule)
+    assert done.exit_code == 0, done.output
+    ranks = ast.literal_eval(schedule.read_text())
+    plan = json.loads(out.read_text())["plan"]
+    assert [(s, *step) for s, steps in enumerate(ranks) for step in steps] == [
+        (step["stage"], step["instruction"], step["freq_mhz"]) for step in plan
+    ]
+
+
+def test_a_profile_of_zeus_gives_what_its_csv_gives(profile_csv: Path, tmp_path: Path) -> None:
+    choices = synthetic_profile(3).choices
+    results = [
+        {
+            "rank": stage, "dp_rank": 0, "pp_rank": stage, "tp_rank": 0,
+            **{
+                f"{name}_{what}": {str(c.freq_mhz): getattr(c, field) for c in choices[stage, name]}
+                for name in ("forward", "backward")
+                for what, field in (("time", "time_s"), ("energy", "energy_j"))
+            },
+        }
+        for stage in range(3)
+    ]  # fmt: skip
+    offline = tmp_path / "offline.json"
+    offline.write_text(json.dumps(results))
+    reports = []
+    for profile in (profile_csv, offline):
+        out = tmp_path / "out.json"
+        assert run(*job_options(profile), "--json", out).exit_code == 0
+        reports.append({**json.loads(out.read_text()), "solve_s": 0.0})
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--deadline-s", 1], "under T_min"),
+        (["--deadline-s", "nan"], "--deadline-s nan: must be positive and finite"),
+        (["--switch-time-s", -1], "switch_time_s must be finite and not negative"),
+        (["--min-hold-s", "inf"], "min_hold_s must be finite"),
+        (["--clocks-per-stage", -2], "clocks_per_stage must be 0"),
+        (["--time-budget-s", 0], "must be positive"),
+        (["--export-zeus", "plan.json"], "ends in .py"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line(profile_csv: Path, options: list[object], said: str) -> None:
+    done = run(*job_options(profile_csv), *options)
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
+
+
+def test_a_walk_that_takes_too_long_is_given_up_with_what_is_known(profile_csv: Path) -> None:
+    done = run(*job_options(profile_csv), "--time-budget-s", 1e-9)
+    assert done.exit_code == 2
+    assert "takes longer than" in done.output

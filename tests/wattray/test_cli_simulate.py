@@ -83,7 +83,10 @@ def test_the_bound_stands_alone(trace: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--policies", "watray"), "unknown policy 'watray' (did you mean wattray?); there are wattray, single-pool"),
+        (
+            ("--policies", "watray"),
+            "unknown policy 'watray' (did you mean wattray?); there are wattray, combined, phases-apart",
+        ),
         (("--profile", "h900"), "unknown profile 'h900'; known are llama2-70b-h100, "),
         (
             ("--gpus", "4"),

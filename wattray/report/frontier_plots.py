@@ -106,6 +106,4 @@ def _level(choice: Choice) -> int:
 
 
 def _choices(solved: SolvedJob, deadline_s: float) -> Sequence[Choice]:
-    library = (solved if solved.library is not None else solved.prepared()).library
-    assert library is not None
-    return library.within(deadline_s).choices(solved.dag)
+    return solved.within(max(deadline_s, solved.shortest_s)).choices

@@ -34,7 +34,10 @@ LONG_FROM_TOKENS = 1024
 SHORT_CLOCK_RATIO = 1.2
 """Short prompts keep a clock in reserve for those that come next: so many times the efficient one at least."""
 LIMIT_SHARES = LimitShares(shorter=0.5, long=0.7)
-TPS = {SHORT: 4, LONG: 4, DECODE: 4}
+PROMPT_TOKENS, PROMPT_SHARE = 8192, 0.5
+"""A prompt of so many tokens alone must take no more than this share of the long TTFT limit at full clock."""
+DECODE_KV_TOKENS = 100_000
+"""A decode replica's cache must hold so much: half of a full batch of the Azure 2023 conversations."""
 TBT_SHARE = 0.8
 PACKED, FULL_AT, MOST_DECODING = 200, 205, 240
 OWN_S = {SHORT: 0.01, LONG: 0.02}
@@ -61,9 +64,30 @@ class PhasesApart:
 
     def __init__(self, site: Site, hand_over: HandOver) -> None:
         self._site, self._hand_over = site, hand_over
-        self._costs = {tp: clock_costs(site.profile, tp) for tp in set(TPS.values())}
-        roles = {SHORT: Role.PREFILL, LONG: Role.PREFILL, DECODE: Role.DECODE}
-        self._sized = {pool: SizedPool(pool, TPS[pool], role) for pool, role in roles.items()}
+        self._costs = {tp: clock_costs(site.profile, tp) for tp in site.profile.tps}
+        self._prefill_tp, self._decode_tp = self._smallest_tps()
+        prefill, decode = self._prefill_tp, self._decode_tp
+        pools = (
+            SizedPool(SHORT, prefill, Role.PREFILL),
+            SizedPool(LONG, prefill, Role.PREFILL),
+            SizedPool(DECODE, decode, Role.DECODE),
+        )
+        self._sized = {pool.pool: pool for pool in pools}
+
+    def _smallest_tps(self) -> tuple[int, int]:
+        """The least tensor parallelism that prefills a long prompt in good time, and the least whose cache holds a
+        batch: small ones do the most work per GPU. The largest where none does."""
+        profile = self._site.profile
+        limit_s = PROMPT_SHARE * profile.slo.ttft_long_s
+
+        def quick(tp: int) -> bool:
+            full = self._costs[tp][-1]
+            return full.prefill_s(PROMPT_TOKENS) + full.own_attention_s(PROMPT_TOKENS) <= limit_s
+
+        tps = sorted(profile.tps)
+        prefill = next((tp for tp in tps if quick(tp)), tps[-1])
+        decode = next((tp for tp in tps if profile.limits(tp).kv_tokens >= DECODE_KV_TOKENS), tps[-1])
+        return prefill, decode
 
     @classmethod
     def at(cls, site: Site) -> Self:
@@ -77,7 +101,7 @@ class PhasesApart:
 
     def router(self) -> Router:
         handicaps = {(LONG, name): 1_000 for name in SHORTER_CLASSES} | {(SHORT, InputClass.LONG): 20_000}
-        kv_tokens = {pool: self._site.profile.limits(TPS[pool]).kv_tokens for pool in self._sized}
+        kv_tokens = {pool: self._site.profile.limits(sized.tp).kv_tokens for pool, sized in self._sized.items()}
         return PhaseRouter(
             PhaseRules(handicaps, most_decoding=PACKED),
             self._hand_over,
@@ -98,7 +122,7 @@ class PhasesApart:
 
     def cluster(self) -> ClusterController:
         slo = self._site.profile.slo
-        rates = {pool: self._costs[TPS[pool]][-1].prefill_rate for pool in (SHORT, LONG)}
+        rates = dict.fromkeys((SHORT, LONG), self._costs[self._prefill_tp][-1].prefill_rate)
         limits = {
             SHORT: ((0.0, 256.0, slo.ttft_short_s), (256.0, math.inf, slo.ttft_medium_s)),
             LONG: ((0.0, math.inf, slo.ttft_long_s),),
