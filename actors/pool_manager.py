@@ -242,7 +242,8 @@ class PoolManager:
                 report.replica_id, Shape(report.tp, self._observed_mhz(report)), report.mean_tbt_s, report.power_w
             )
             for report in self._reports()
-            if report.state is ReplicaState.READY
+            # The profile's steady state is that of a replica that does both phases.
+            if report.state is ReplicaState.READY and report.role is Role.COMBINED
         ]
         if correction.look(self._monotonic_s(), self._host.load(self._forecast), ready):
             self._host.ask_at_once()

@@ -30,6 +30,10 @@ EXCHANGES = re.compile(r"_ar(_|$)|allreduce|p2p|dispatch|all2all|a2a|allgather|r
 """Names of operations that wait for other GPUs."""
 
 
+REFUSALS = (ValueError, LookupError, RuntimeError, AttributeError, AssertionError, ArithmeticError, TypeError, OSError)
+"""What the package raises where it has no data for a model or cannot read it."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """Which engine runs which model on which GPU. Quantisation names are those of ``DTYPES``, or the package's own;
@@ -96,10 +100,11 @@ def folder() -> Path:
 
 
 def known_models() -> Sequence[str]:
-    """The models whose configuration the package carries."""
+    """The models whose configuration the package carries and reads from there: others it would download."""
     names = {path.name for path in (folder() / "model_configs").glob("*_config.json")}
     found = {name.removesuffix("_config.json") for name in names if not name.endswith("_hf_quant_config.json")}
-    return sorted(name.replace("--", "/") for name in found)
+    read = importlib.import_module(f"{PACKAGE}.sdk.common").DefaultHFModels
+    return sorted(name for name in (one.replace("--", "/") for one in found) if name in read)
 
 
 def known_systems() -> Sequence[str]:
@@ -151,7 +156,11 @@ def step_times(spec: EngineSpec, tp: int, batch_tokens: int, batch_requests: int
     facade, gpu = sdk(), system_spec(spec.system)["gpu"]
     version = version_of(spec.system, spec.backend, spec.version)
     model = model_named(spec.model)
-    experts = _experts(model)
+    told = f"{spec.model} on {spec.system}, {spec.backend} {version}, TP{tp}"
+    try:
+        experts = _experts(model)
+    except REFUSALS as error:
+        raise ProfileError(f"{told}: its configuration cannot be used: {_first_line(error)}") from None
     options: dict[str, Any] = {"tp_size": tp, "attention_dp_size": spec.attention_dp}
     if experts is not None:
         all_gpus = tp * spec.attention_dp
@@ -166,7 +175,6 @@ def step_times(spec: EngineSpec, tp: int, batch_tokens: int, batch_requests: int
             options[option] = DTYPES.get(value, value)
     of_total = spec.backend != "trtllm"
     share = spec.memory_share or (0.92 if spec.backend == "vllm" else 0.88 if of_total else 0.9)
-    told = f"{spec.model} on {spec.system}, {spec.backend} {version}, TP{tp}"
     try:
         handle = facade.EngineHandle.compile(model, spec.system, spec.backend, backend_version=version, **options)
         memory = facade.estimate_kv_cache(
@@ -182,8 +190,8 @@ def step_times(spec: EngineSpec, tp: int, batch_tokens: int, batch_requests: int
         )
         handle.decode_step_latency(1, 128, 2)
         handle.predict_prefill_latency(1, 128, 0)
-    except (ValueError, LookupError, RuntimeError, AttributeError, AssertionError, ArithmeticError) as error:
-        raise ProfileError(f"{told}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+    except REFUSALS as error:
+        raise ProfileError(f"{told}: {_first_line(error)}") from None
     kv_tokens = int(memory["total_kv_size_tokens"]) * spec.attention_dp
     if kv_tokens < batch_tokens:
         raise ProfileError(f"{told}: the weights leave room for {kv_tokens} tokens of KV cache; use a higher TP")
@@ -200,6 +208,11 @@ def _experts(model: str) -> float | None:
     experts = config["layers"] * config["num_experts"] * 3 * config["hidden_size"] * config["moe_inter_size"]
     rest = 4 * config["layers"] * config["hidden_size"] ** 2 + 2 * config["vocab"] * config["hidden_size"]
     return float((rest + experts * config["topk"] / config["num_experts"]) / (rest + experts))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _plain(name: str) -> str:

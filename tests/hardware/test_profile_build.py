@@ -167,6 +167,19 @@ def test_what_cannot_be_built_is_told_in_a_line(tmp_path: Path, options: tuple[s
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_database
+def test_a_folder_is_a_model_and_one_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["Tiny"]}')
+    code, said = run("build", "--model", str(folder), "--gpu", "h100_sxm", "-o", str(tmp_path / "p.json"))
+    assert code == 2
+    assert "its configuration cannot be used" in said
+    code, said = run("build", "--model", "Mixtral-8x7B-v0.1", "--gpu", "h100_sxm", "-o", str(tmp_path / "p.json"))
+    assert code == 2
+    assert "is no folder with config.json and not among the known" in said
+
+
 def test_without_the_extra_it_is_said_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "aiconfigurator_core" else real(name))
