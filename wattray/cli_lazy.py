@@ -36,6 +36,13 @@ class LazyGroup(typer.core.TyperGroup):
             self.commands[cmd_name] = _loaded(cmd_name)
         return super().get_command(ctx, cmd_name)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """A name that is none is compared with those of all commands, so they are loaded then."""
+        if args and self.get_command(ctx, args[0]) is None:
+            for name in COMMANDS:
+                self.get_command(ctx, name)
+        return super().resolve_command(ctx, args)
+
 
 def _loaded(name: str) -> Any:
     module, _, attribute = COMMANDS[name].partition(":")

@@ -20,7 +20,7 @@ import numpy as np
 
 from control_plane.baselines.single_pool import SinglePool
 from control_plane.hardware.machine_profile import MachineProfile
-from control_plane.hardware.profiles import load_profile
+from control_plane.hardware.profiles import DEFAULT_PROFILE, load_profile
 from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.settings import Settings
@@ -83,7 +83,7 @@ class Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("traces", type=Path)
-    parser.add_argument("--profile", default="llama2-70b-h100-current")
+    parser.add_argument("--profile", default=DEFAULT_PROFILE)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--policies", default="wattray,combined")
     parser.add_argument("--json", type=Path)
