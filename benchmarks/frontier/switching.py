@@ -90,8 +90,8 @@ def settled(dag: Dag, choices: tuple[Choice, ...], switch_time_s: float) -> tupl
     times_s = np.array([choice.time_s for choice in choices])
     costs_j = [dag.computation(op).effective_j(choice) for op, choice in enumerate(choices)]
     for ops in stage_operations(dag).values():
-        left_s, old = 0.0, setting_of(choices[ops[0]])
-        for before, op in pairwise(ops):
+        left_s, old = 0.0, setting_of(choices[ops[-1]])
+        for before, op in pairwise([ops[-1], *ops]):
             if setting_of(choices[op]) != setting_of(choices[before]):
                 left_s, old = switch_time_s, setting_of(choices[before])
             if left_s > 0:

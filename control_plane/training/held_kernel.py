@@ -44,12 +44,13 @@ def run_stage(
     table_cost_j: FloatArray,
     setting: IntArray,
     switch_time_s: float,
+    repeats: bool,
     time_s: FloatArray,
 ) -> float:
-    """Write what each operation of a stage takes with these settings, and return their effective cost. The first
-    setting is in force when the iteration begins."""
+    """Write what each operation of a stage takes with these settings, and return their effective cost. Where the
+    iteration repeats, it begins at the setting with which it ends; else its first one is in force from the start."""
     cost_j = 0.0
-    old = setting[ops[0]]
+    old = setting[ops[-1]] if repeats else setting[ops[0]]
     before = old
     left_s = 0.0
     for op in ops:
@@ -290,7 +291,7 @@ def improve_held(
         stage = visits[visit]
         ops = stage_ops[stage_first[stage] : stage_first[stage + 1]]
         old_setting = setting[ops].copy()
-        current_j = run_stage(ops, row, table_time_s, table_cost_j, setting, switch_time_s, old_time_s)
+        current_j = run_stage(ops, row, table_time_s, table_cost_j, setting, switch_time_s, False, old_time_s)
         set_windows(
             ops,
             before_first,
@@ -325,7 +326,7 @@ def improve_held(
             setting,
         ):
             continue
-        new_j = run_stage(ops, row, table_time_s, table_cost_j, setting, switch_time_s, time_s)
+        new_j = run_stage(ops, row, table_time_s, table_cost_j, setting, switch_time_s, False, time_s)
         end_s = 0.0
         for op in order:
             begin_s = 0.0

@@ -145,13 +145,14 @@ def _runs_all(dag: Dag, kinds: Sequence[int], setting: Setting) -> bool:
     return all(setting in map(setting_of, dag.computations[kind].measured) for kind in kinds)
 
 
-def timed_held(held: HeldProblem, setting: IntArray) -> HeldPlan:
+def timed_held(held: HeldProblem, setting: IntArray, repeats: bool = False) -> HeldPlan:
+    """Time a plan with settling; where it repeats, the first change settles within the iteration too."""
     problem, dag = held.problem, held.dag
     time_s = held.fixed_s.copy()
     cost_j = held.fixed_j
     for stage in range(len(held.menus)):
         ops, switch_s = held.stage(stage), held.rules.switch_time_s
-        cost_j += run_stage(ops, held.row, held.table_time_s, held.table_cost_j, setting, switch_s, time_s)
+        cost_j += run_stage(ops, held.row, held.table_time_s, held.table_cost_j, setting, switch_s, repeats, time_s)
     finish_s = earliest_finish(problem.before_first, problem.before, dag.order, time_s)
     return HeldPlan(setting.copy(), time_s, float(finish_s.max()), cost_j)
 

@@ -45,7 +45,7 @@ def end_with_settling_s(spec: JobSpec, plan: IterationPlan, switch_time_s: float
     ends: dict[tuple[int, str, int], float] = {}
     place = [0] * stages
     now_s = [0.0] * stages
-    running = [rank[0] for rank in plan.ranks]
+    running = [rank[-1] for rank in plan.ranks]
     coming: list[tuple[float, object] | None] = [None] * stages
     while any(place[s] < len(plan.ranks[s]) for s in range(stages)):
         for s in range(stages):
