@@ -21,7 +21,11 @@ def settling(
     old: int, new: int, left_s: float, row: int, table_time_s: FloatArray, table_cost_j: FloatArray
 ) -> tuple[float, float, float]:
     """Time and effective cost of an operation that begins `left_s` before the new setting is in force, and what is left
-    to settle after it. `row` is the operation's first row in the tables."""
+    to settle after it. `row` is the operation's first row in the tables.
+
+    A stage that waits before the operation settles meanwhile, so nothing is counted on to go faster than at the new
+    setting because an old, faster one runs on.
+    """
     new_s = table_time_s[row + new]
     new_j = table_cost_j[row + new]
     if left_s <= 0.0 or old == new:
@@ -31,9 +35,9 @@ def settling(
     if old_s == np.inf or new_s == np.inf:
         return np.inf, np.inf, 0.0
     if left_s >= old_s:
-        return old_s, old_j, left_s - old_s
+        return max(old_s, new_s), old_j, left_s - old_s
     share = left_s / old_s
-    return left_s + (1 - share) * new_s, share * old_j + (1 - share) * new_j, 0.0
+    return max(left_s + (1 - share) * new_s, new_s), share * old_j + (1 - share) * new_j, 0.0
 
 
 @compiled

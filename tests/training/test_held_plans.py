@@ -92,7 +92,8 @@ def test_every_clock_is_held_no_plan_is_late_and_one_clock_per_stage_is_never_ch
         deadline_s = degree * T_MIN_S
         plan = solved.within(deadline_s)
         assert plan.finish_time_s <= plan.deadline_s
-        assert end_with_settling_s(SPEC, plan, switch_time_s) == pytest.approx(plan.finish_time_s, rel=1e-9)
+        for settles_s in (0.0, switch_time_s / 2, switch_time_s):
+            assert end_with_settling_s(SPEC, plan, settles_s) <= plan.finish_time_s * (1 + 1e-9)
         assert shortest_run_s(SPEC, plan) == plan.switches.shortest_hold_s
         assert plan.switches.shortest_hold_s >= rules.hold_s
         steady = one_clock_per_stage(solved.dag, deadline_s)
