@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup demo test check format soak clean
+.PHONY: help setup demo test check coverage format soak clean
 help:
 	@echo "make demo   run the control plane before real traffic on a simulated GPU node (no GPU needed)"
 	@echo "make test   every test     make check  style, types, layers     make soak  long campaigns"
+	@echo "make coverage   of control_plane and serve_apps, by the tests that start no Ray"
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -26,6 +27,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+coverage: setup
+	$(BIN)/python -m pytest -m "not soak and not ray" --cov=control_plane --cov=serve_apps --cov-report=term:skip-covered
 
 format: setup
 	$(BIN)/ruff check --fix .
