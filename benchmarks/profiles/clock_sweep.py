@@ -107,7 +107,7 @@ def drawing(cells: Mapping[tuple[str, int], Cell], constants: Mapping[str, tuple
     width, height, left, top = 420, 260, 50, 30
     colours = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
     parts = [
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {2 * width + 40} {height + 110}' "
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {2 * width + 40} {height + 130}' "
         "font-family='sans-serif' font-size='11'>",
         "<rect width='100%' height='100%' fill='white'/>",
     ]

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,16 +96,25 @@ def test_a_fresh_up_answers_nobody_without_the_token_and_a_lost_record_does_not_
     for ip, port in listening:
         if port in (http, dashboard):
             assert ip == "127.0.0.1"
-        if port not in (http, metrics):
-            assert_refuses(port)
 
     driver = f"import ray; ray.init(address='127.0.0.1:{ray_port}', log_to_driver=False); print('in')"
-    for stranger in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
-        refused = place.run(sys.executable, "-c", driver, timeout_s=60, **stranger)
-        assert "in" not in refused.stdout.split()
     found = driver.replace(f"127.0.0.1:{ray_port}", "auto")
-    assert place.run(sys.executable, "-c", found, timeout_s=60).stdout.split() == ["in"]
-    assert place.run(sys.executable, "-c", driver, timeout_s=60, RAY_AUTH_MODE="token").stdout.split() == ["in"]
+
+    def joined(script: str, **more: str) -> bool:
+        return place.run(sys.executable, "-c", script, timeout_s=60, **more).stdout.split() == ["in"]
+
+    # Most of this is waiting for somebody who does not answer: all at once.
+    with ThreadPoolExecutor() as threads:
+        refusals = [threads.submit(assert_refuses, port) for _, port in listening if port not in (http, metrics)]
+        strangers = [
+            threads.submit(joined, driver, RAY_AUTH_MODE="disabled"),
+            threads.submit(joined, driver, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64),
+        ]
+        owners = [threads.submit(joined, found), threads.submit(joined, driver, RAY_AUTH_MODE="token")]
+        for refusal in refusals:
+            refusal.result()
+        assert [stranger.result() for stranger in strangers] == [False, False]
+        assert [owner.result() for owner in owners] == [True, True]
 
     ray = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
     told = place.run(*ray, "--address", "wattray://here", "--", "echo", "a", "job", "ran", timeout_s=90)
