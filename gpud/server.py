@@ -1,6 +1,7 @@
 """The Unix socket: who may connect, a JSON line per request, answers as they are ready, refusals typed and audited."""
 
 import asyncio
+import contextlib
 import grp
 import json
 import logging
@@ -59,14 +60,20 @@ class Door:
         return uid in (0, os.geteuid()) or uid in self.uids or (self.gid is not None and self.gid in groups)
 
     def open_at(self, path: Path) -> socket.socket:
-        """A listening socket that only those may connect to. Raises OSError where another gpud listens there."""
+        """A listening socket that only those may connect to. A socket of ours that nobody listens at is replaced.
+        Raises OSError where another gpud listens there, and where that cannot be told."""
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         if path.is_socket():
             with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(2.0)
                 try:
                     probe.connect(str(path))
-                except OSError:
+                except ConnectionRefusedError:
+                    if path.lstat().st_uid != os.geteuid():
+                        raise OSError(f"{path} is another user's socket; name another one with --socket") from None
                     path.unlink()
+                except OSError as error:
+                    raise OSError(f"{path} may be another gpud's, it cannot be asked: {error}") from None
                 else:
                     raise OSError(f"another gpud listens at {path}")
         listening = socket.socket(socket.AF_UNIX)
@@ -90,12 +97,23 @@ class Server:
     def __init__(self, guard: Guard, door: Door, state: Callable[[], dict[str, Any]]) -> None:
         self.guard, self.door, self._state = guard, door, state
         self.connections: set[_Connection] = set()
+        self._place: tuple[Path, int] | None = None
         self.asked_s = time.monotonic()
         """When somebody asked last."""
 
     async def serve(self, path: Path) -> asyncio.Server:
         listening = self.door.open_at(path)
+        self._place = path, path.lstat().st_ino
         return await asyncio.get_running_loop().create_unix_server(lambda: _Connection(self), sock=listening)
+
+    def remove_socket(self) -> None:
+        """Only the one that was made here: another gpud may have begun to listen there since."""
+        if self._place is None:
+            return
+        path, inode = self._place
+        with contextlib.suppress(FileNotFoundError):
+            if path.lstat().st_ino == inode:
+                path.unlink()
 
     async def answer(self, line: bytes, peer: Peer) -> bytes:
         """The answer to one request, a line too."""

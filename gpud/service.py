@@ -71,7 +71,7 @@ class Service:
             metrics.close()
         self.guard.ending = True
         await self.guard.upkeep.end()
-        self._options.socket.unlink(missing_ok=True)
+        self._server.remove_socket()
         await asyncio.sleep(AUDIT_S)
         self._audit.note("ended", pid=os.getpid())
 
