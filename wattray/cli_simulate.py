@@ -123,7 +123,7 @@ def bound_command(
     from rich.text import Text
 
     from control_plane.hardware.shape_tables import ShapeTables
-    from control_plane.serving.policies.registry import GpuBudgetError
+    from control_plane.serving.policy import GpuBudgetError
     from control_plane.simulation.bound import energy_bound
     from control_plane.simulation.comparison import SETTLE_S
     from wattray.simulation_results import checked_attainment, named_profile, settings_for

@@ -11,8 +11,8 @@ from actors import runtime
 from actors.ray_address import running_ray
 from actors.runtime import Installation
 from control_plane.domain import Load, ReplicaState
-from control_plane.serving.policies.phases_apart import NoHandOverError
-from control_plane.serving.policies.registry import GpuBudgetError, UnknownPolicyError
+from control_plane.serving.policies.registry import UnknownPolicyError
+from control_plane.serving.policy import GpuBudgetError, NoHandOverError
 from control_plane.settings import Settings
 from serve_apps import app
 from serve_apps.naming import app_names

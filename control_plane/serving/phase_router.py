@@ -80,9 +80,9 @@ class PhaseRouter:
         if best.base_s + (least + tokens) * best.token_s > self._rules.hopeless_ratio * limit_s:
             best = self._overflow(tokens, best)
         replica_id = best.replica_id
-        queued[replica_id] = queued.get(replica_id, 0) + tokens
+        ahead = queued[replica_id] = queued.get(replica_id, 0) + tokens
         self._prefilling[request.key] = replica_id, tokens, now_s + limit_s
-        return Route(best.pool, replica_id, False, best.base_s + (least + tokens) * best.token_s)
+        return Route(best.pool, replica_id, False, best.base_s + ahead * best.token_s)
 
     def route_decode(
         self, now_s: float, key: Hashable, input_tokens: int, candidates: Sequence[Candidate]

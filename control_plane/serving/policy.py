@@ -138,6 +138,14 @@ class Site:
     """None where engines cannot hand a prefilled request over."""
 
 
+class GpuBudgetError(ValueError):
+    """There are too few GPUs for the policy; the message says the least that works."""
+
+
+class NoHandOverError(ValueError):
+    """The policy needs engines that hand KV caches over, and these do not."""
+
+
 class Policy(Protocol):
     """Builds the parts of one policy for one site. Each part is built in the process that hosts it."""
 

@@ -67,16 +67,16 @@ class SizedCluster:
         return Step(tuple(actions), seen.now_s + self._every_s)
 
     def _fitting(self, replicas: Mapping[PoolName, int], gpus: int) -> dict[PoolName, int]:
-        """One replica each, and the rest in proportion to the wants where not all fit."""
+        """One replica each, as far as GPUs are left, and the rest in proportion to the wants where not all fit."""
         tps = {p.pool: p.tp for p in self._pools}
         wanted = sum(replicas[pool] * tp for pool, tp in tps.items())
         if wanted <= gpus:
             return {pool: replicas[pool] * tp for pool, tp in tps.items()}
-        given = dict.fromkeys(tps, 1)
-        left = gpus - sum(tps.values())
+        given = dict.fromkeys(tps, 0)
+        left = gpus
         while True:
             lacking = {
-                pool: replicas[pool] / given[pool]
+                pool: replicas[pool] / given[pool] if given[pool] else math.inf
                 for pool, tp in tps.items()
                 if tp <= left and given[pool] < replicas[pool]
             }

@@ -8,7 +8,7 @@ from control_plane.domain import IdleGpus, Slo
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.request_columns import RequestColumns
 from control_plane.hardware.shape_tables import ShapeTables
-from control_plane.serving.policies.registry import GpuBudgetError
+from control_plane.serving.policy import GpuBudgetError
 from control_plane.settings import Settings
 from control_plane.simulation.bound import Bound, energy_bound
 from control_plane.simulation.fleet import Fleet

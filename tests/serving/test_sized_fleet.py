@@ -77,6 +77,13 @@ def test_budgets_fit_the_cluster_and_leave_no_pool_without_a_replica(a: int, b: 
         assert gpus - sum(given_gpus.values()) < 4
 
 
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 5))
+def test_where_nodes_were_lost_budgets_still_fit_what_is_there(a: int, b: int, gpus: int) -> None:
+    sizer = Scripted()
+    sizer.wants = {A: a, B: b}
+    assert sum(budgets(SizedCluster(POOLS, sizer, Arrivals.none(), 0.0), 0.0, gpus).values()) <= gpus
+
+
 def view(name: str, state: ReplicaState = ReplicaState.READY) -> ReplicaView:
     return ReplicaView(ReplicaId(name), 4, 1980, state, role=Role.PREFILL)
 

@@ -14,7 +14,17 @@ from control_plane.domain import InputClass, PoolName, Role
 from control_plane.serving.clock_costs import clock_costs, efficient_mhz
 from control_plane.serving.governors import DecodeGovernor, LimitShares, PrefillGovernor
 from control_plane.serving.phase_router import PhaseRouter, PhaseRules
-from control_plane.serving.policy import ClusterController, Governor, HandOver, Needs, PoolController, Router, Site
+from control_plane.serving.policy import (
+    ClusterController,
+    Governor,
+    GpuBudgetError,
+    HandOver,
+    Needs,
+    NoHandOverError,
+    PoolController,
+    Router,
+    Site,
+)
 from control_plane.serving.sized_fleet import (
     BudgetPool,
     BurstRule,
@@ -46,10 +56,6 @@ LATE_SHARE = {SHORT: 0.006, LONG: 0.003}
 MAX_USE = {SHORT: 0.5, LONG: 0.70}
 
 
-class NoHandOverError(ValueError):
-    """The policy needs engines that hand KV caches over, and these do not."""
-
-
 class PhasesApart:
     """Implements ``Policy`` for engines that hand KV caches over."""
 
@@ -74,6 +80,11 @@ class PhasesApart:
         )
         self._sized = {pool.pool: pool for pool in pools}
 
+    @property
+    def least_gpus(self) -> int:
+        """One replica of each pool."""
+        return sum(pool.tp for pool in self._sized.values())
+
     def _smallest_tps(self) -> tuple[int, int]:
         """The least tensor parallelism that prefills a long prompt in good time, and the least whose cache holds a
         batch: small ones do the most work per GPU. The largest where none does."""
@@ -91,13 +102,16 @@ class PhasesApart:
 
     @classmethod
     def at(cls, site: Site) -> Self:
-        """Raises NoHandOverError where engines hand nothing over."""
+        """Raises NoHandOverError where engines hand nothing over, GpuBudgetError where there are too few GPUs."""
         if site.hand_over is None:
             raise NoHandOverError(
                 "policy phases-apart needs engines that hand KV caches over, and these do not; use policy wattray, "
                 "which then serves with combined replicas"
             )
-        return cls(site, site.hand_over)
+        policy = cls(site, site.hand_over)
+        if site.gpus < policy.least_gpus:
+            raise GpuBudgetError(f"{site.gpus} GPUs are too few for phases-apart; at least {policy.least_gpus} work")
+        return policy
 
     def router(self) -> Router:
         handicaps = {(LONG, name): 1_000 for name in SHORTER_CLASSES} | {(SHORT, InputClass.LONG): 20_000}

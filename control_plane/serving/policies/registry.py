@@ -7,7 +7,7 @@ from control_plane.serving.policies.combined import CombinedPolicy
 from control_plane.serving.policies.phases_apart import PhasesApart
 from control_plane.serving.policies.single_pool import SinglePoolPolicy
 from control_plane.serving.policies.wattray import wattray
-from control_plane.serving.policy import Policy, Site
+from control_plane.serving.policy import GpuBudgetError, Policy, Site
 
 POLICIES: Mapping[str, Callable[[Site], Policy]] = {
     "wattray": wattray,
@@ -19,10 +19,6 @@ POLICIES: Mapping[str, Callable[[Site], Policy]] = {
 
 class UnknownPolicyError(ValueError):
     """There is no policy of this name; the message lists those that there are."""
-
-
-class GpuBudgetError(ValueError):
-    """There are too few GPUs for the policy; the message says the least that works."""
 
 
 def make_policy(name: str, site: Site) -> Policy:

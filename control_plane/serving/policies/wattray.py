@@ -9,7 +9,9 @@ GPUS_OF_ONE_NODE = 8
 
 
 def wattray(site: Site) -> Policy:
-    """Phases apart need engines that hand KV caches over and more than one node."""
+    """Phases apart need engines that hand KV caches over, more than one node, and GPUs for every pool."""
     if site.hand_over is not None and site.gpus > GPUS_OF_ONE_NODE:
-        return PhasesApart(site, site.hand_over)
+        apart = PhasesApart(site, site.hand_over)
+        if apart.least_gpus <= site.gpus:
+            return apart
     return CombinedPolicy(site)
