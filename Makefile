@@ -43,4 +43,4 @@ soak: setup
 	$(BIN)/python -m pytest -m soak --timeout 7200 -s
 
 clean:
-	rm -rf $(VENV) demo-report build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .pytest-without-ray.log demo-report build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

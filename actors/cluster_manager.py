@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
@@ -23,11 +23,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ClusterPorts:
-    """What the manager needs of other actors; every call may raise
-    PeerAwayError.
+    """What the manager needs of other actors; every call may raise PeerAwayError.
 
-    ``serving_gpus`` says how many GPUs are there for serving now, and sees to it that every node has its agent;
-    ``gpu_readings`` also names the agents that did not answer.
+    ``forecast`` has the past on a clock that is 0 now. ``serving_gpus`` says how many GPUs are there for serving now,
+    and sees to it that every node has its agent; ``gpu_readings`` also names the agents that did not answer.
     """
 
     forecast: Callable[[], Awaitable[Forecast]]
@@ -111,7 +110,9 @@ class ClusterManager:
         except PeerAwayError as error:
             log.warning("no forecast, the budgets stay: %r", error)
             return
-        for action in host.step(self._monotonic_s(), self._gpus, forecast).actions:
+        now_s = self._monotonic_s()
+        forecast = replace(forecast, recent=forecast.recent.later(now_s))
+        for action in host.step(now_s, self._gpus, forecast).actions:
             if not isinstance(action, SetGpuBudget):
                 raise ValueError(f"the cluster's controller may only set budgets, not {action}")
             self._log.note(f"{action.pool}: {action.gpus} GPUs", action.why)

@@ -136,7 +136,7 @@ class ClusterManagerActor(ClusterManager):
             deployment.settings,
             lambda budgets: ClusterHost(policy, budgets),
             tuple(pool.pool for pool in policy.pools),
-            ClusterPorts(_forecast, _set_budget, _pool_status, _pool_decisions, _gpu_readings, serving_gpus),
+            ClusterPorts(_forecast_with_past, _set_budget, _pool_status, _pool_decisions, _gpu_readings, serving_gpus),
             time.monotonic,
             time.time,
         )
@@ -178,7 +178,7 @@ class PoolManagerActor(PoolManager):
 
 class LoadForecasterActor(LoadForecaster):
     async def __init__(self, deployment: Installation, first_load: Load) -> None:  # type: ignore[misc]
-        super().__init__(deployment.settings.forecast, first_load, time.monotonic)
+        super().__init__(deployment.policy().needs, deployment.settings.forecast, first_load, time.monotonic)
 
 
 class GpuAgentActor(GpuAgent):
@@ -354,6 +354,11 @@ async def _call(name: str, method: str, *args: Any) -> Any:
         return await asyncio.wait_for(ask(), CALL_TIMEOUT_S)
     except (ValueError, ray.exceptions.RayError, TimeoutError) as error:
         raise PeerAwayError(f"{name} does not answer {method}: {error!r}") from error
+
+
+async def _forecast_with_past() -> Forecast:
+    answer: Forecast = await _call(LOAD_FORECASTER, "forecast_with_past")
+    return answer
 
 
 async def _forecast() -> Forecast:

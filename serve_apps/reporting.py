@@ -10,6 +10,7 @@ from collections.abc import Callable
 from actors.peers import PeerAwayError
 from actors.runtime import LOAD_FORECASTER, pool_manager_name
 from control_plane.domain import PoolName, ReplicaId
+from control_plane.serving.arrival_log import Answers
 from control_plane.serving.hosting import RouterHost
 from control_plane.serving.load_forecast import Arrival
 from serve_apps.control_actors import CallFailedError, ControlActors
@@ -35,6 +36,7 @@ class RouterReports:
     ) -> None:
         self._host, self._directory, self._actors, self._clock_s = host, directory, actors, clock_s
         self._arrivals: deque[Arrival] = deque(maxlen=kept)
+        self._answers = Answers()
         self._away: set[str] = set()
 
     async def run(self) -> None:
@@ -50,7 +52,12 @@ class RouterReports:
         by_pool = self._directory.by_pool()
         self._host.forget(replica_id for ids in by_pool.values() for replica_id in ids)
         self._arrivals.extend(self._host.take_arrivals())
-        await asyncio.gather(self._tell_arrivals(), *(self._tell_routable(pool, ids) for pool, ids in by_pool.items()))
+        self._answers += self._host.take_answers()
+        await asyncio.gather(
+            self._tell_arrivals(),
+            self._tell_answers(),
+            *(self._tell_routable(pool, ids) for pool, ids in by_pool.items()),
+        )
 
     async def _tell_arrivals(self) -> None:
         if not self._arrivals:
@@ -66,6 +73,17 @@ class RouterReports:
                 kept = [*sent, *self._arrivals]
                 self._arrivals.clear()
                 self._arrivals.extend(kept)
+            self._not_heard(LOAD_FORECASTER, error)
+
+    async def _tell_answers(self) -> None:
+        sent, self._answers = self._answers, Answers()
+        if sent == Answers():
+            return
+        try:
+            await self._actors.call(LOAD_FORECASTER, "answered", sent)
+        except CallFailedError as error:
+            if not error.delivered:
+                self._answers = sent + self._answers
             self._not_heard(LOAD_FORECASTER, error)
 
     async def _tell_routable(self, pool: PoolName, ids: frozenset[ReplicaId]) -> None:

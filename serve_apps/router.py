@@ -90,7 +90,7 @@ class Router:
         settings, profile = deployment.settings, deployment.profile
         policy = deployment.policy()
         by_app = speeds(policy, profile)
-        host, directory = RouterHost(policy), ReplicaDirectory(by_app)
+        host, directory = RouterHost(policy, slo=settings.slo.slo()), ReplicaDirectory(by_app)
         counts = Counts(metrics)
         dispatcher = Dispatcher(host, directory, ServeCalls(by_app), counts)
         admission = Admission.of(settings, profile)

@@ -1,8 +1,6 @@
-"""What arrived lately and how long the answers were, as columns: the past that fleets are sized for."""
+"""What arrived lately, as columns, and how many first tokens came late: the past that fleets are sized for."""
 
 from array import array
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -10,9 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-
-OUTPUTS_KEPT = 2_000
-"""Completed answers whose lengths are remembered: enough for a 3 % quantile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +18,19 @@ class Answers:
     """First tokens that clients have got."""
     late: int = 0
     """Of them, those after their TTFT limit."""
-    finished_tokens: Sequence[int] = ()
-    """Lengths of the answers that were completed."""
+
+    def __add__(self, other: "Answers") -> "Answers":
+        return Answers(self.answered + other.answered, self.late + other.late)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrivals:
-    """Requests in order of arrival. ``output_tokens`` are predicted; ``finished_tokens`` are the true lengths of the
-    last answers that were completed, in no order that matters. ``answered`` and ``late`` count first tokens since the
-    log began."""
+    """Requests in order of arrival. ``output_tokens`` are predicted; ``answers`` counts since the log began."""
 
     at_s: Floats
     input_tokens: Floats
     output_tokens: Floats
-    finished_tokens: Floats
-    answered: int = 0
-    late: int = 0
+    answers: Answers = Answers()
 
     def __len__(self) -> int:
         return len(self.at_s)
@@ -46,7 +38,7 @@ class Arrivals:
     @classmethod
     def none(cls) -> Self:
         empty = np.empty(0)
-        return cls(empty, empty, empty, empty)
+        return cls(empty, empty, empty)
 
     def between(self, from_s: float, to_s: float) -> "Arrivals":
         """Those that came in [from_s, to_s)."""
@@ -61,6 +53,10 @@ class Arrivals:
             self, at_s=self.at_s[mask], input_tokens=self.input_tokens[mask], output_tokens=self.output_tokens[mask]
         )
 
+    def later(self, by_s: float) -> "Arrivals":
+        """The same requests on another clock."""
+        return replace(self, at_s=self.at_s + by_s)
+
     def faster(self, factor: float) -> "Arrivals":
         """The same requests in so many times less time."""
         return replace(self, at_s=self.at_s / factor)
@@ -72,8 +68,7 @@ class ArrivalLog:
     def __init__(self, keep_s: float = 3600.0) -> None:
         self._keep_s = keep_s
         self._at_s, self._inputs, self._outputs = array("d"), array("d"), array("d")
-        self._answered = self._late = 0
-        self._finished: deque[int] = deque(maxlen=OUTPUTS_KEPT)
+        self._answers = Answers()
 
     def add(self, at_s: float, input_tokens: int, output_tokens: float) -> None:
         """In order of time; ``output_tokens`` is predicted."""
@@ -82,9 +77,7 @@ class ArrivalLog:
         self._outputs.append(output_tokens)
 
     def answers(self, answers: Answers) -> None:
-        self._answered += answers.answered
-        self._late += answers.late
-        self._finished.extend(answers.finished_tokens)
+        self._answers += answers
 
     def recent(self, now_s: float) -> Arrivals:
         """A copy of what came in the last ``keep_s``; older arrivals are forgotten."""
@@ -94,5 +87,4 @@ class ArrivalLog:
                 del column[:first]
             first = 0
         at_s, inputs, outputs = (np.array(column[first:]) for column in (self._at_s, self._inputs, self._outputs))
-        finished = np.array(self._finished, np.float64)
-        return Arrivals(at_s, inputs, outputs, finished, self._answered, self._late)
+        return Arrivals(at_s, inputs, outputs, self._answers)

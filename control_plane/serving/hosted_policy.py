@@ -5,13 +5,11 @@ share one thread and hear of each other at the control steps.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 
 from control_plane.actions import Action, SetReplicas, Step
 from control_plane.domain import Load, PoolName, ReplicaId, ReplicaView, Role, Slo
-from control_plane.serving.arrival_log import ArrivalLog
-from control_plane.serving.hosting import ClusterHost, PoolHost, RouterHost
-from control_plane.serving.load_forecast import Forecast, WindowForecaster
+from control_plane.serving.hosting import ClusterHost, LoadHost, PoolHost, RouterHost
+from control_plane.serving.load_forecast import Forecast
 from control_plane.serving.policy import Governor, Needs, Policy, RoutedRequest
 from control_plane.serving.routing import Candidate
 from control_plane.settings import ForecastSettings
@@ -37,8 +35,7 @@ class HostedPolicy:
         self._router = RouterHost(policy, slo=slo)
         self._pools = {pool.pool: PoolHost(policy, pool.pool) for pool in policy.pools}
         self._cluster = ClusterHost(policy)
-        self._log = ArrivalLog()
-        self._forecaster = WindowForecaster(settings, self._first_load, 0.0)
+        self._load = LoadHost(policy.needs, settings, self._first_load, 0.0)
 
     @property
     def takes_quickest(self) -> bool:
@@ -85,29 +82,15 @@ class HostedPolicy:
         self._router.dropped(request_id, replica_id)
 
     def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step:
-        forecast = self._forecast(now_s)
+        self._load.arrived(self._router.take_arrivals())
+        self._load.answered(self._router.take_answers())
+        forecast = self._load.forecast(now_s, self._cluster.due(now_s, self._gpus))
         actions: list[Action] = []
         if self._cluster.due(now_s, self._gpus):
             actions += self._cluster.step(now_s, self._gpus, forecast).actions
         actions += self._step_pools(now_s, forecast, replicas)
         wake_at_s = min([self._cluster.next_plan_s, *(host.wake_at_s for host in self._pools.values())])
         return Step(tuple(actions), wake_at_s)
-
-    def _forecast(self, now_s: float) -> Forecast:
-        needs, forecast = self._policy.needs, Forecast()
-        arrivals = self._router.take_arrivals()
-        if needs.forecast:
-            for arrival in arrivals:
-                self._forecaster.observe(arrival)
-            forecast = self._forecaster.forecast(now_s)
-        if needs.recent:
-            add = self._log.add
-            for at_s, input_tokens, output_tokens in arrivals:
-                add(at_s, input_tokens, output_tokens)
-            self._log.answers(self._router.take_answers())
-            if self._cluster.due(now_s, self._gpus):
-                forecast = replace(forecast, recent=self._log.recent(now_s))
-        return forecast
 
     def _step_pools(
         self, now_s: float, forecast: Forecast, replicas: Sequence[tuple[PoolName, ReplicaView]]

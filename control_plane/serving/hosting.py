@@ -10,12 +10,12 @@ from dataclasses import replace
 
 from control_plane.actions import SetGpuBudget, Step
 from control_plane.domain import InputClass, Load, PoolName, ReplicaId, ReplicaView, Slo
-from control_plane.serving.arrival_log import Answers
-from control_plane.serving.load_forecast import Arrival, Forecast
+from control_plane.serving.arrival_log import Answers, ArrivalLog
+from control_plane.serving.load_forecast import Arrival, Forecast, WindowForecaster
 from control_plane.serving.policy import Needs, Policy, RoutedRequest
 from control_plane.serving.routing import Candidate, Route
 from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
-from control_plane.settings import PoolSettings
+from control_plane.settings import ForecastSettings, PoolSettings
 
 
 class RouterHost:
@@ -29,8 +29,7 @@ class RouterHost:
         self._keep_arrivals = keep_arrivals
         self._arrivals: list[Arrival] = []
         self._sees_past, self._slo = policy.needs.recent, slo or Slo()
-        self._finished: list[int] = []
-        self._answered = self._late = 0
+        self._answers = Answers()
 
     def admit(self, now_s: float, request: RoutedRequest) -> float:
         """Note an arrival once it is certain that it will be served; returns its expected output tokens."""
@@ -58,21 +57,15 @@ class RouterHost:
     def first_token(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
         """The client has its first token, ``ttft_s`` after it asked."""
         if self._sees_past:
-            self._answered += 1
-            self._late += ttft_s > self._slo.ttft_s(InputClass.of(input_tokens))
+            self._answers += Answers(1, int(ttft_s > self._slo.ttft_s(InputClass.of(input_tokens))))
         self._router.first_token(key, replica_id)
 
     def take_answers(self) -> Answers:
         """What became of requests since the last call; nothing unless the policy needs the past."""
-        taken = Answers(self._answered, self._late, tuple(self._finished))
-        self._finished, self._answered, self._late = [], 0, 0
+        taken, self._answers = self._answers, Answers()
         return taken
 
     def ended(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
-        if self._sees_past:
-            self._finished.append(output_tokens)
-            if len(self._finished) > self._keep_arrivals:
-                del self._finished[: self._keep_arrivals // 2]
         self._router.ended(key, replica_id, input_tokens, output_tokens)
 
     def dropped(self, key: Hashable, replica_id: ReplicaId) -> None:
@@ -80,6 +73,33 @@ class RouterHost:
 
     def forget(self, alive: Iterable[ReplicaId]) -> None:
         self._router.forget(alive)
+
+
+class LoadHost:
+    """What is known of the load: the forecast of the settings, and the past where the policy needs it."""
+
+    def __init__(self, needs: Needs, settings: ForecastSettings, first_load: Load, now_s: float) -> None:
+        self._needs = needs
+        self._forecaster = WindowForecaster(settings, first_load, now_s)
+        self._log = ArrivalLog()
+
+    def arrived(self, arrivals: Iterable[Arrival]) -> None:
+        """In order of time, as far as routers report them so."""
+        for arrival in arrivals:
+            if self._needs.forecast:
+                self._forecaster.observe(arrival)
+            if self._needs.recent:
+                self._log.add(*arrival)
+
+    def answered(self, answers: Answers) -> None:
+        self._log.answers(answers)
+
+    def forecast(self, now_s: float, with_past: bool) -> Forecast:
+        """``with_past``: the cluster's controller is about to plan; the past is a copy, so nobody else is given it."""
+        forecast = self._forecaster.forecast(now_s) if self._needs.forecast else Forecast()
+        if with_past and self._needs.recent:
+            return replace(forecast, recent=self._log.recent(now_s))
+        return forecast
 
 
 class PoolHost:

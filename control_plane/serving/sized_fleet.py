@@ -9,11 +9,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from control_plane.actions import Action, SetGpuBudget, SetReplicas, Step
 from control_plane.domain import PoolName, Role
-from control_plane.serving.arrival_log import Arrivals
+from control_plane.serving.arrival_log import Answers, Arrivals
 from control_plane.serving.fluid_sizing import Demand, dispersion, fewest_servers, peak_rate
 from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
 
@@ -51,7 +49,7 @@ class SizedCluster:
         self._wants: deque[tuple[float, Mapping[PoolName, int]]] = deque()
 
     def step(self, seen: ClusterSnapshot) -> Step:
-        wanted = self._sizer(seen.recent, seen.now_s, self._margin.after(seen.recent.answered, seen.recent.late))
+        wanted = self._sizer(seen.recent, seen.now_s, self._margin.after(seen.recent.answers))
         if seen.now_s < self._first_until_s:
             wanted = {pool: max(count, self._first.get(pool, 0)) for pool, count in wanted.items()}
         self._wants.append((seen.now_s, wanted))
@@ -117,14 +115,14 @@ class Margin:
     ) -> None:
         """``worst``: of a minute in which more were late than so many times the target, this is learnt."""
         self._target, self._step, self._least, self._most, self._worst = target, step, least, most, worst
-        self._margin, self._answered, self._late = 1.0, 0, 0
+        self._margin, self._seen = 1.0, Answers()
 
-    def after(self, answered: int, late: int) -> float:
+    def after(self, answers: Answers) -> float:
         """The margin now that so many of all first tokens were late."""
-        more, more_late = answered - self._answered, late - self._late
-        self._answered, self._late = answered, late
+        more, late = answers.answered - self._seen.answered, answers.late - self._seen.late
+        self._seen = answers
         if more > 0:
-            missed = min(self._worst, more_late / more / self._target)
+            missed = min(self._worst, late / more / self._target)
             self._margin = min(self._most, max(self._least, self._margin + self._step * (missed - 1)))
         return self._margin
 
@@ -149,6 +147,11 @@ class BurstRule:
 
     def factor(self, idc: float) -> float:
         return min(self.most, self.least + self.per_log * math.log1p(idc))
+
+
+LINK_WAIT_S, LATE_AT_LINK = 0.2, 0.005
+"""No more than this share of the prompts may wait longer than this for a decode replica's link: the client's first
+token waits for it."""
 
 
 class PhaseSizer:
@@ -200,8 +203,5 @@ class PhaseSizer:
     def _decoders(self, past: Arrivals) -> int:
         decoding = peak_rate(past.at_s, past.output_tokens, 30.0) * self._gap_s
         by_batch = math.ceil(decoding / self._decoding_each)
-        finished = past.finished_tokens
-        short = float(np.quantile(finished, 0.1)) if len(finished) else 10.0
-        wait_s = max(0.02, self._link_use * (short - 1) * 0.05)
-        demand = Demand(past.at_s, past.input_tokens, wait_s, 0.005, self._link_use)
-        return max(1, by_batch, fewest_servers(demand, self._link_rate))
+        at_link = Demand(past.at_s, past.input_tokens, LINK_WAIT_S, LATE_AT_LINK, self._link_use)
+        return max(1, by_batch, fewest_servers(at_link, self._link_rate))

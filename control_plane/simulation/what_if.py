@@ -39,9 +39,8 @@ def hosted_policy(
     hint = load_of(pairs, hint_s) if pairs else Load()
     known = trace.between(0.0, min(hint_s, KNOWN_S))
     inputs = known.input_tokens.astype(float)
-    arrivals = Arrivals(
-        known.arrival_ps / PS_PER_S, inputs, np.full(len(inputs), float(EXPECTED_OUTPUT_TOKENS)), np.empty(0)
-    )
+    outputs = np.full(len(inputs), float(EXPECTED_OUTPUT_TOKENS))
+    arrivals = Arrivals(known.arrival_ps / PS_PER_S, inputs, outputs)
     times = ClusterTimes()
     apart = settings.phases == "auto"
     hand_over = HandOver(times.kv_bytes_per_token, times.kv_link_bytes_per_s) if apart else None

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import ray
-from router_fakes import APP, RouterParts, ScriptedReplicas, router_of
+from router_fakes import APP, PROFILE, RouterParts, ScriptedReplicas, router_of
 
-from control_plane.domain import ReplicaId
-from control_plane.serving.policy import RoutedRequest
+from control_plane.domain import Load, ReplicaId
+from control_plane.serving.arrival_log import Answers
+from control_plane.serving.hosting import RouterHost
+from control_plane.serving.policies.registry import make_policy
+from control_plane.serving.policy import HandOver, RoutedRequest, Site
+from control_plane.settings import Settings
 from serve_apps import reporting, running_replicas
 from serve_apps.control_actors import CallFailedError, ControlActors
 from serve_apps.reporting import RouterReports
@@ -196,3 +200,23 @@ def test_an_actor_that_died_is_looked_up_again() -> None:
 
     asyncio.run(run())
     assert actors.by_name[SHORT].calls("report") == [(2,)]
+
+
+def test_what_became_of_requests_is_told_once_and_kept_while_the_forecaster_is_away() -> None:
+    site = Site(Settings(), PROFILE, 32, 0.0, Load(), hand_over=HandOver(327_680.0, 50e9))
+    host, parts = RouterHost(make_policy("phases-apart", site)), router_of(ScriptedReplicas())
+    actors = FakeActors(SHORT, LONG)
+    reports = RouterReports(host, parts.desk.directory, ControlActors(actors.look_up, 0.05), time.monotonic)
+    replica = ReplicaId("prefill-short-tp4-1")
+
+    async def run() -> None:
+        host.first_token("a", replica, 10, ttft_s=9.0)
+        host.ended("a", replica, 10, 5)
+        await reports.report()
+        actors.by_name[FORECASTER] = FakeActor()
+        host.first_token("b", replica, 10, ttft_s=0.01)
+        await reports.report()
+        await reports.report()
+
+    asyncio.run(run())
+    assert actors.by_name[FORECASTER].calls("answered") == [(Answers(2, 1),)]

@@ -1,6 +1,6 @@
 import numpy as np
 
-from control_plane.serving.arrival_log import OUTPUTS_KEPT, Answers, ArrivalLog
+from control_plane.serving.arrival_log import Answers, ArrivalLog
 
 
 def test_it_remembers_the_last_hour_and_forgets_the_rest() -> None:
@@ -22,21 +22,20 @@ def test_what_was_handed_out_does_not_change_when_more_arrives() -> None:
     assert (len(before), len(log.recent(2.0))) == (1, 2)
 
 
-def test_answers_add_up_and_lengths_are_those_of_the_last() -> None:
+def test_answers_add_up() -> None:
     log = ArrivalLog()
-    log.answers(Answers(10, 1, tuple(range(OUTPUTS_KEPT))))
-    log.answers(Answers(5, 0, (9,)))
-    recent = log.recent(0.0)
-    assert (recent.answered, recent.late, len(recent.finished_tokens)) == (15, 1, OUTPUTS_KEPT)
-    assert recent.finished_tokens[-1] == 9
+    log.answers(Answers(10, 1))
+    log.answers(Answers(5, 0))
+    assert log.recent(0.0).answers == Answers(15, 1)
 
 
 def test_parts_keep_what_was_learnt_of_answers() -> None:
     log = ArrivalLog()
     for second in range(10):
         log.add(float(second), second, 1.0)
-    log.answers(Answers(3, 2, (4, 5)))
+    log.answers(Answers(3, 2))
     recent = log.recent(10.0)
     part = recent.between(2.0, 5.0).where(np.array([True, False, True])).faster(2.0)
     assert (part.at_s.tolist(), part.input_tokens.tolist()) == ([1.0, 2.0], [2.0, 4.0])
-    assert (part.answered, part.late, part.finished_tokens.tolist()) == (3, 2, [4.0, 5.0])
+    assert part.answers == Answers(3, 2)
+    assert part.later(10.0).at_s.tolist() == [11.0, 12.0]

@@ -26,6 +26,7 @@ from control_plane.serving.policies.single_pool import QuickestRouter
 from control_plane.serving.policy import (
     ClusterController,
     Governor,
+    HandOver,
     Needs,
     Policy,
     PoolController,
@@ -121,6 +122,9 @@ class Recorded(HostedPolicy):
     def route(self, *given):  # type: ignore[no-untyped-def]
         return self._record("route", *given)
 
+    def route_decode(self, *given):  # type: ignore[no-untyped-def]
+        return self._record("route_decode", *given)
+
     def first_token(self, *given):  # type: ignore[no-untyped-def]
         self._record("first_token", *given)
 
@@ -140,12 +144,17 @@ class Live:
     def __init__(self, policy: Policy, first_load: Load) -> None:
         self.now_s = 0.0
         self.router = RouterHost(policy)
-        self.forecaster = LoadForecaster(SETTINGS.forecast, first_load, self.clock)
+        self.forecaster = LoadForecaster(policy.needs, SETTINGS.forecast, first_load, self.clock)
         self.counts: list[SetReplicas] = []
         self.wishes: dict[PoolName, dict[str, Hold]] = {}
         self.pools = {pool.pool: self.pool_manager(policy, pool.pool) for pool in policy.pools}
         ports = ClusterPorts(
-            self.forecast, self.set_budget, self.pool_status, self.pool_decisions, self.readings, self.serving_gpus
+            self.forecast_with_past,
+            self.set_budget,
+            self.pool_status,
+            self.pool_decisions,
+            self.readings,
+            self.serving_gpus,
         )
         self.cluster = ClusterManager(
             SETTINGS, lambda budgets: ClusterHost(policy, budgets), tuple(self.pools), ports, self.clock, self.clock
@@ -162,6 +171,9 @@ class Live:
 
     async def forecast(self) -> Forecast:
         return self.forecaster.forecast()
+
+    async def forecast_with_past(self) -> Forecast:
+        return self.forecaster.forecast_with_past()
 
     async def set_budget(self, pool: PoolName, gpus: int) -> None:
         self.pools[pool].set_gpu_budget(gpus)
@@ -189,6 +201,7 @@ class Live:
         self.now_s = now_s
         aged = [(now_s - a.at_s, a.input_tokens, a.expected_output_tokens) for a in self.router.take_arrivals()]
         self.forecaster.observe(aged)
+        self.forecaster.answered(self.router.take_answers())
         for pool, view in replicas:
             self.pools[pool].report(report_of(pool, view))
         await self.cluster.tick()
@@ -221,6 +234,8 @@ def drive(live: Live, asked: Sequence[Asked]) -> int:
                 live.router.admit(now_s, request)
                 chosen = live.router.route(now_s, request, candidates)
                 assert (None if chosen is None else (chosen.pool, chosen.replica_id)) == one.answer
+            case "route_decode", given:
+                assert live.router.route_decode(*given) == one.answer
             case "step", (now_s, replicas):
                 compare_step(live, now_s, replicas, one.answer)
                 steps += 1
@@ -249,19 +264,19 @@ def bare(actions: object) -> list[tuple[PoolName, int, int]]:
     return sorted((a.pool, a.tp, a.replicas) for a in actions if isinstance(a, SetReplicas))
 
 
-@pytest.mark.parametrize("name", ["wattray", "single-pool", "toy"])
+@pytest.mark.parametrize("name", ["wattray", "combined", "single-pool", "toy"])
 def test_the_same_recording_gives_the_same_decisions_live_and_in_the_simulator(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "POLICIES", {**registry.POLICIES, "toy": Toy})
     trace = Trace.of(synthetic_conversation(150.0, seed=3, scale=1.0))
     first = Load({})
-    site = Site(SETTINGS, PROFILE, GPUS, 0.0, first)
+    site = Site(SETTINGS, PROFILE, GPUS, 0.0, first, hand_over=HandOver(327_680.0, 50e9))
     recorded = Recorded(registry.make_policy(name, site), first)
     outcome = SimulatedCluster(PROFILE, GPUS, recorded, startup_s=10.0).run(trace, 200.0)
     assert outcome.done.all()
     steps = drive(Live(registry.make_policy(name, site), first), recorded.asked)
-    assert steps >= (1 if name == "single-pool" else 20)
+    assert steps >= {"single-pool": 1, "wattray": 3}.get(name, 20)
 
 
 def test_a_new_policy_is_one_class_and_one_line_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from control_plane.actions import SetGpuBudget, SetReplicas
 from control_plane.domain import Load, PoolName, ReplicaId, ReplicaState, ReplicaView, Role
-from control_plane.serving.arrival_log import Arrivals
+from control_plane.serving.arrival_log import Answers, Arrivals
 from control_plane.serving.sized_fleet import BudgetPool, BurstRule, Margin, SizedCluster, SizedPool
 from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
 
@@ -100,15 +100,15 @@ def test_a_pool_runs_what_its_budget_holds_and_counts_no_replica_that_drains() -
 
 def test_the_margin_learns_from_late_first_tokens() -> None:
     margin = Margin(target=0.01, step=0.01, least=0.9, most=1.2, worst=10.0)
-    assert margin.after(0, 0) == 1.0
-    assert margin.after(100, 0) == 0.99
-    assert margin.after(200, 1) == 0.99
-    assert np.isclose(margin.after(300, 51), 1.08)
+    assert margin.after(Answers(0, 0)) == 1.0
+    assert margin.after(Answers(100, 0)) == 0.99
+    assert margin.after(Answers(200, 1)) == 0.99
+    assert np.isclose(margin.after(Answers(300, 51)), 1.08)
     for minute in range(400, 4000, 100):
-        low = margin.after(minute, 51)
+        low = margin.after(Answers(minute, 51))
     assert low == 0.9
     for minute in range(4000, 10_000, 100):
-        high = margin.after(minute, minute)
+        high = margin.after(Answers(minute, minute))
     assert high == 1.2
 
 

@@ -1,9 +1,9 @@
 """Phases apart: prefill pools by TTFT class, decode packed onto few replicas, fleets sized from the worst recent
 backlog, clocks by governors inside the replicas.
 
-Splitwise (ISCA'24) and DistServe (OSDI'24) serve the phases apart for latency; here it is for energy: a decoding
-replica costs 300 to 430 W a GPU however few requests it decodes, so few of them should, and a prefill replica may run
-at a clock that would break the limits of the requests that decode beside it.
+Splitwise (ISCA'24) and DistServe (OSDI'24) serve the phases apart for latency; here it is for energy: a replica
+that decodes draws two to three times as much as an idle one however few requests it decodes, so few of them should; and
+a prefill replica may run at a clock that would break the limits of requests that decode beside it.
 """
 
 import math
