@@ -74,11 +74,16 @@ class Installation:
         return planning_profile(self.settings)
 
     def policy(self, first_load: Load | None = None, profile: MachineProfile | None = None) -> Policy:
-        """The serving policy of the settings, planning with ``profile`` if one is given. Raises UnknownPolicyError
+        """The serving policy of the settings, planning with ``profile`` if one is given. Raises UnknownPolicyError,
         and GpuBudgetError."""
         settings, profile = self.settings, profile or self.profile
         site = Site(settings, profile, settings.serving_gpus, profile.gpu.idle_w, first_load or Load())
         return make_policy(settings.policy, site)
+
+    @property
+    def pool_names(self) -> tuple[PoolName, ...]:
+        """The policy's pools, each of which has a manager; not every policy has those of the settings."""
+        return tuple(pool.pool for pool in self.policy().pools)
 
 
 Scale = Callable[[Installation, PoolName, int, Role, int], None]
@@ -206,7 +211,7 @@ class GuardedGpuAgentActor(GuardedGpuAgent):
         found = await asyncio.to_thread(
             open_guarded, site, max(60.0, gpu.lease_ttl_s), gpu.control == "recommend", socket
         )
-        tell = _tell_of_headroom(tuple(pool.pool for pool in deployment.settings.pools))
+        tell = _tell_of_headroom(deployment.pool_names)
         super().__init__(node_id, found.client, found.keeper, gpu.control, tell, time.monotonic, found.shadow)
         _start_ticking(self)
 

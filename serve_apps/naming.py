@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from control_plane.domain import PoolName, Role
-from control_plane.settings import Settings
 
 REPLICA_DEPLOYMENT = "ModelReplica"
 ROUTER_APP = "router"
@@ -15,7 +14,6 @@ def pool_app(pool: PoolName, tp: int, role: Role = Role.COMBINED) -> str:
     return f"{pool}-tp{tp}" if role is Role.COMBINED else f"{pool}-{role}-tp{tp}"
 
 
-def app_names(settings: Settings, tps: Iterable[int]) -> set[str]:
-    """Every application that a control plane with these settings may deploy."""
-    pools = {pool_app(pool.pool, tp, role) for pool in settings.pools for tp in tps for role in Role}
-    return {ROUTER_APP} | pools
+def app_names(pools: Iterable[PoolName], tps: Iterable[int]) -> set[str]:
+    """Every application that a control plane with these pools may deploy."""
+    return {ROUTER_APP} | {pool_app(pool, tp, role) for pool in pools for tp in tps for role in Role}

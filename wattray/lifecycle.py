@@ -15,7 +15,6 @@ from control_plane.serving.policies.registry import UnknownPolicyError
 from control_plane.serving.policy import GpuBudgetError, NoHandOverError
 from control_plane.settings import Settings
 from serve_apps import app
-from serve_apps.naming import app_names
 from serve_apps.scaling import set_replicas
 from wattray import ray_auth, ray_head, run_folder, running
 from wattray.errors import WattrayError
@@ -23,7 +22,7 @@ from wattray.exposure import check_exposure
 from wattray.ray_head import Ports
 from wattray.ray_session import connect_ray
 from wattray.running import Running
-from wattray.take_down import clean_up_after_dead_runs, interruptible, take_down
+from wattray.take_down import apps_of, clean_up_after_dead_runs, interruptible, take_down
 
 READY_S = 90.0
 
@@ -116,7 +115,7 @@ def _join(settings: Settings, address: str, say: Say) -> Running:
     serve_ran = _serve_runs()
     if not serve_ran:
         ray_head.check_free(settings.serve.host, settings.serve.port, "the router", "--port")
-    taken = sorted(_our_apps(settings) & _apps_in_use())
+    taken = sorted(apps_of(settings) & _apps_in_use())
     if taken:
         raise WattrayError(f"this Ray serves applications of the same names already: {', '.join(taken)}")
     return Running(
@@ -133,7 +132,7 @@ def _start_apps(
 ) -> Running:
     if joined.head is not None:
         _check_cluster(settings)
-    state = joined.model_copy(update={"apps": tuple(sorted(_our_apps(settings)))})
+    state = joined.model_copy(update={"apps": tuple(sorted(apps_of(settings)))})
     began(state)
     deployment = Installation(settings, state.run_dir or "", state.dashboard_url)
     say("starting the router")
@@ -155,10 +154,6 @@ def _check_policy(settings: Settings) -> None:
 
 def _router_url(settings: Settings) -> str:
     return f"http://{settings.serve.host}:{settings.serve.port}"
-
-
-def _our_apps(settings: Settings) -> set[str]:
-    return app_names(settings, runtime.planning_profile(settings).tps)
 
 
 def _apps_in_use() -> set[str]:
@@ -199,7 +194,7 @@ def _wait_for_replicas(settings: Settings) -> None:
     """Until every pool's manager has heard from a replica that is ready."""
     patience_s = READY_S + (0.0 if settings.serve.warm_start else settings.sharding.startup_s)
     deadline_s = time.monotonic() + patience_s
-    waiting = {pool.pool for pool in settings.pools}
+    waiting = set(Installation(settings, "", "").pool_names)
     while waiting:
         if time.monotonic() > deadline_s:
             raise WattrayError(f"no replica of pools {sorted(waiting)} came up within {patience_s:.0f} s")

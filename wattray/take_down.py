@@ -97,15 +97,17 @@ def _kill_actor(name: str) -> None:
 
 
 def _end_apps(state: Running) -> None:
-    ours = set(state.apps) or _apps_of(ray.get(runtime.actor(runtime.CLUSTER_MANAGER).settings.remote(), timeout=15))
+    ours = set(state.apps) or apps_of(ray.get(runtime.actor(runtime.CLUSTER_MANAGER).settings.remote(), timeout=15))
     for name in ours & set(serve.status().applications):
         serve.delete(name)
     if ours and not state.serve_ran and not serve.status().applications:
         serve.shutdown()
 
 
-def _apps_of(settings: Settings) -> set[str]:
-    return app_names(settings, runtime.planning_profile(settings).tps)
+def apps_of(settings: Settings) -> set[str]:
+    """Every Serve application that a control plane with these settings may have."""
+    installation = runtime.Installation(settings, "", "")
+    return app_names(installation.pool_names, tuple(installation.profile.tps))
 
 
 def _attempt(say: Say, what: str, do: Callable[[], object]) -> None:
