@@ -1,6 +1,7 @@
 """A local Ray head that outlives the command that started it, and is ended by process id, never by `ray stop`."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -105,13 +106,20 @@ def _any_free_port() -> int:
         return port
 
 
+def _why(log_text: str) -> str:
+    """The error that a log of Ray ends with, on one line; where it names none, its last line."""
+    lines = [line.strip() for line in log_text.splitlines() if line.strip()]
+    errors = [number for number, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    first = errors[-1] if errors else len(lines) - 1
+    return " ".join(lines[first:])[:600] if lines else "it said nothing"
+
+
 def _wait_until_it_answers(head: subprocess.Popen[bytes], ports: Ports, log_path: Path) -> None:
     waiting = {ports.ray, ports.dashboard}
     deadline_s = time.monotonic() + 60
     while waiting:
         if head.poll() is not None or time.monotonic() > deadline_s:
-            tail = log_path.read_text(errors="replace")[-1500:]
-            raise WattrayError(f"Ray did not start:\n{tail}")
+            raise WattrayError(f"Ray did not start: {_why(log_path.read_text(errors='replace'))}")
         time.sleep(0.2)
         waiting = {port for port in waiting if not _listens(port)}
 
