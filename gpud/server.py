@@ -41,14 +41,14 @@ MOST_GROUPS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """Who may come in: root, gpud's own user, members of ``gid``, and ``uids``."""
+class SocketAccess:
+    """Who may connect: root, gpud's own user, members of ``gid``, and ``uids``."""
 
     gid: int | None = None
     uids: frozenset[int] = field(default_factory=frozenset)
 
     @classmethod
-    def of(cls, group: str | None, uids: tuple[int, ...]) -> "Door":
+    def of(cls, group: str | None, uids: tuple[int, ...]) -> "SocketAccess":
         """Raises ValueError for a group that is not there."""
         try:
             gid = None if group is None else int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
@@ -56,10 +56,10 @@ class Door:
             raise ValueError(f"--group {group}: there is no such group") from None
         return cls(gid, frozenset(uids))
 
-    def lets_in(self, uid: int, groups: frozenset[int]) -> bool:
+    def allows(self, uid: int, groups: frozenset[int]) -> bool:
         return uid in (0, os.geteuid()) or uid in self.uids or (self.gid is not None and self.gid in groups)
 
-    def open_at(self, path: Path) -> socket.socket:
+    def listen_at(self, path: Path) -> socket.socket:
         """A listening socket that only those may connect to. A socket of ours that nobody listens at is replaced.
         Raises OSError where another gpud listens there, and where that cannot be told."""
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -94,15 +94,15 @@ class Door:
 class Server:
     """``state`` tells how gpud is, as part of every answer to ``read``."""
 
-    def __init__(self, guard: Guard, door: Door, state: Callable[[], dict[str, Any]]) -> None:
-        self.guard, self.door, self._state = guard, door, state
+    def __init__(self, guard: Guard, access: SocketAccess, state: Callable[[], dict[str, Any]]) -> None:
+        self.guard, self.access, self._state = guard, access, state
         self.connections: set[_Connection] = set()
         self._place: tuple[Path, int] | None = None
         self.asked_s = time.monotonic()
         """When somebody asked last."""
 
     async def serve(self, path: Path) -> asyncio.Server:
-        listening = self.door.open_at(path)
+        listening = self.access.listen_at(path)
         self._place = path, path.lstat().st_ino
         return await asyncio.get_running_loop().create_unix_server(lambda: _Connection(self), sock=listening)
 
@@ -169,7 +169,7 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
         self._peer, groups = _peer(transport.get_extra_info("socket"))
         self._server.connections.add(self)
-        if not self._server.door.lets_in(self._peer.uid, groups):
+        if not self._server.access.allows(self._peer.uid, groups):
             self._refuse(RefusedError(ErrorKind.FORBIDDEN, f"user {self._peer.uid} may not talk to gpud"))
         elif len(self._server.connections) > MOST_CONNECTIONS:
             self._refuse(RefusedError(ErrorKind.BUSY, "too many connections"))

@@ -18,7 +18,7 @@ from gpud.guard import Guard
 from gpud.options import Options
 from gpud.prometheus import serve_metrics
 from gpud.records import Records
-from gpud.server import Door, Server
+from gpud.server import Server, SocketAccess
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Service:
         self._options = options
         self._audit = Audit(options.state / "audit.jsonl")
         self.guard = Guard(options.rules, Records(options.state / "leases"), self._audit)
-        self._server = Server(self.guard, Door.of(options.group, options.uids), self.state)
+        self._server = Server(self.guard, SocketAccess.of(options.group, options.uids), self.state)
         self._driver = DriverThread(_Driver(open_node), "the GPU driver")
         self._no_gpu: str | None = "the driver has not answered yet"
         self._told_no_gpu = False
