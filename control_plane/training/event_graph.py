@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from control_plane.compiled import compiled
 from control_plane.training.computation import Computation
 from control_plane.training.dag import Dag, IntArray, finish_times, predecessors, successors
-from control_plane.training.frontier_kernel import UNBOUNDED, IndexArray
+from control_plane.training.frontier_kernel import UNBOUNDED, HalfArray, IndexArray
 
 TIME_RANGE = 1 << 58
 """Integer instants in the longest iteration: potentials, shifts and their sums stay below 2^62."""
@@ -45,7 +45,7 @@ class EventGraph:
 class HalfArcs:
     """The residual network in compressed rows: half-arcs leaving a node stand together."""
 
-    first: IntArray
+    first: HalfArray
     head: IndexArray
     mate: IndexArray
     arc: IndexArray
@@ -119,13 +119,13 @@ def half_arcs(graph: EventGraph) -> HalfArcs:
     both = np.concatenate([graph.head, graph.tail])
     mate_of = np.concatenate([np.arange(arcs) + arcs, np.arange(arcs)])
     return HalfArcs(
-        first=first,
-        head=both[order].astype(np.int32),
-        mate=place[mate_of[order]].astype(np.int32),
-        arc=(order % arcs).astype(np.int32),
+        first=first.astype(np.uint64),
+        head=both[order].astype(np.uint32),
+        mate=place[mate_of[order]].astype(np.uint32),
+        arc=(order % arcs).astype(np.uint32),
         is_ahead=order < arcs,
-        forward=place[:arcs].astype(np.int32),
-        backward=place[arcs:].astype(np.int32),
+        forward=place[:arcs].astype(np.uint32),
+        backward=place[arcs:].astype(np.uint32),
     )
 
 

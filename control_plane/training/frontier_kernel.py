@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from control_plane.compiled import compiled
 
 IntArray = NDArray[np.int64]
-IndexArray = NDArray[np.int32]
+IndexArray = NDArray[np.uint32]
+"""Places in other arrays: unsigned, so that the compiled code need not look whether one counts from the end."""
+HalfArray = NDArray[np.uint64]
+"""Places among half-arcs that loops count from and to."""
 
 UNBOUNDED = 1 << 62
 CLOSED = -(1 << 62)
@@ -100,7 +103,7 @@ def heap_pop(keys: IntArray, halves: IndexArray, size: int) -> None:
 
 @compiled
 def spread(
-    first: IntArray,
+    first: HalfArray,
     head: IndexArray,
     length: IntArray,
     potential: IntArray,
@@ -143,7 +146,7 @@ def spread(
 
 @compiled
 def advance(
-    first: IntArray,
+    first: HalfArray,
     head: IndexArray,
     mate: IndexArray,
     length: IntArray,
@@ -201,7 +204,7 @@ def advance(
 
 @compiled
 def walk(
-    first: IntArray,
+    first: HalfArray,
     head: IndexArray,
     mate: IndexArray,
     arc_of: IndexArray,
@@ -253,14 +256,14 @@ def walk(
         )
     mark = np.zeros(nodes, np.int64)
     entered = np.zeros(nodes, np.int64)
-    level = np.zeros(nodes, np.int32)
+    level = np.zeros(nodes, np.uint32)
     visited = np.zeros(nodes, np.int64)
     search = 0
-    cursor = np.zeros(nodes, np.int64)
-    stack = np.zeros(nodes + 1, np.int32)
-    path = np.zeros(nodes + 1, np.int32)
+    cursor = np.zeros(nodes, np.uint64)
+    stack = np.zeros(nodes + 1, np.uint32)
+    path = np.zeros(nodes + 1, np.uint32)
     keys = np.zeros(2 * halves + 1, np.int64)
-    events = np.zeros(2 * halves + 1, np.int32)
+    events = np.zeros(2 * halves + 1, np.uint32)
     stamp = 0
     slots = len(kept_at)
     found_before = count[0]
@@ -385,23 +388,23 @@ def walk(
                 depth = open_until
                 node = sink if depth == 0 else head[mate[path[depth - 1]]]
             here = potential[node]
-            half = cursor[node] - 1
+            next_half = cursor[node]
             begin = first[node]
-            while half >= begin:
-                other = head[half]
-                if (
-                    here - potential[other] == inward_length[half]
+            found = False
+            while next_half > begin and not found:
+                next_half -= np.uint64(1)
+                other = head[next_half]
+                found = (
+                    here - potential[other] == inward_length[next_half]
                     and visited[other] != search
                     and mark[other] == stamp
                     and level[other] < level[node]
-                ):
-                    break
-                half -= 1
-            cursor[node] = half + 1
-            if half >= begin:
-                path[depth] = mate[half]
+                )
+            if found:
+                cursor[node] = next_half + np.uint64(1)
+                path[depth] = mate[next_half]
                 depth += 1
-                node = head[half]
+                node = head[next_half]
                 visited[node] = search
                 if entered[node] != search:
                     entered[node] = search
