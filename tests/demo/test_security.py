@@ -1,6 +1,7 @@
 """A control plane on a head of its own, attacked: what listens, what answers without a token, and what is left after
 `up` or `demo` is ended by a signal or its record is lost."""
 
+import json
 import os
 import signal
 import subprocess
@@ -121,7 +122,9 @@ def test_a_fresh_up_answers_nobody_without_the_token_and_a_lost_record_does_not_
     assert "a job ran" in told.stdout, told.stderr
     refused = place.run(*ray, "--address", f"http://127.0.0.1:{dashboard}", "--", "echo", "x", RAY_AUTH_MODE="disabled")
     assert refused.returncode != 0
-    assert place.wattray("status", "--json").returncode == 0
+    status = place.wattray("status", "--json")
+    assert status.returncode == 0, status.stderr
+    assert json.loads(status.stdout)["power_w"] > 0
 
     [state] = place.folder.glob("wattray-[0-9]*/up.json")
     state.write_text("{ damaged")
@@ -151,7 +154,7 @@ def test_a_demo_that_is_told_to_end_leaves_nothing(place: Place, number: signal.
     with subprocess.Popen(asked, env=place.environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as demo:
         assert demo.stderr is not None
         for line in demo.stderr:
-            if "replaying" in line:
+            if "starting the control actors" in line:  # Ray is connected, and sets an alarm where SIGTERM ends it
                 break
         demo.send_signal(number)
         _, told = demo.communicate(timeout=90)

@@ -13,7 +13,7 @@ MB = 2**20
 
 def test_what_a_profile_remembers_is_bounded_to_a_few_megabytes() -> None:
     """Every actor that plans has a profile of its own, and every tick asks for other loads."""
-    profile, asked, drawn = load_profile("llama2-70b-h100-current"), 100, random.Random(1)
+    profile, asked, drawn = load_profile("llama2-70b-h100-current"), 40, random.Random(1)
     shape = Shape(4, 1980)
     mixes = [
         Load({name: ClassLoad(0.1 + drawn.random(), 100 + drawn.random(), 50 + drawn.random()) for name in InputClass})

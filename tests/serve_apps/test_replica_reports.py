@@ -1,6 +1,7 @@
 """What a replica says of itself, and what it does with the answer."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,16 +142,21 @@ def test_the_managers_orders_reach_the_governor_and_no_error_ends_the_reports(
         reports = ReplicaReports(account, POOL, ControlActors(lambda name: manager), host)
         manager.broken = True
         running = asyncio.create_task(reports.run())
-        await asyncio.sleep(0.05)
-        assert not running.done()
+
+        async def until(claim: Callable[[], bool]) -> None:
+            async with asyncio.timeout(20):
+                while not claim():
+                    assert not running.done()
+                    await asyncio.sleep(0.005)
+
+        await until(lambda: manager.reports > 2)
         assert governor.orders == []
         manager.broken = False
-        await asyncio.sleep(0.05)
+        await until(lambda: bool(governor.orders))
         assert set(governor.orders) == {Orders(600, 1200)}
         manager.answer = None
         before = manager.reports
-        await asyncio.sleep(0.05)
-        assert manager.reports > before
+        await until(lambda: manager.reports > before)
         running.cancel()
 
     asyncio.run(run())

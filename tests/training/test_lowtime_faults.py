@@ -74,7 +74,7 @@ def test_an_all_constant_dag_has_its_one_point() -> None:
 
 
 def test_no_plan_claims_less_time_than_it_takes() -> None:
-    dag = pipeline.build_dag(pipeline.one_f_one_b(4, 12), synthetic_profile(4, clocks=30), 60.0)
+    dag = pipeline.build_dag(pipeline.one_f_one_b(3, 8), synthetic_profile(3, clocks=30), 60.0)
     frontier = walk_frontier(dag)
     library = prepare(rounding_problem(dag), frontier)
     for deadline_s in np.linspace(frontier.t_min_s, frontier.t_star_s, 60):
