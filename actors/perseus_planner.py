@@ -103,7 +103,8 @@ class PerseusPlanner:
         detector, news = self._detectors.get((job, pipeline), Detector()).observe(ratios, known)
         self._detectors[job, pipeline] = detector
         if news is not None:
-            log.warning("job %s, %s: stages take %s times their profiled time", job, pipeline, news)
+            growing = f"; stages {detector.drifting} go on becoming slower" if detector.drifting else ""
+            log.warning("job %s, %s: stages take %s times their profiled time%s", job, pipeline, news, growing)
             self._keep(record.with_slow_stages(pipeline, news))
         schedule = await self.schedule(job, pipeline)
         return None if schedule.plan_id == plan_id else schedule

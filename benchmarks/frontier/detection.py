@@ -2,6 +2,7 @@
 
 Ratios are the truth times log-normal noise of the given size, independent for every stage and iteration. A spell is 100
 healthy iterations, 100 with one stage slow, and 40 healthy ones again; false alarms are counted without any slow stage.
+A drift is 100 healthy iterations and then one stage that becomes slower by as much in each, up to 1.3.
 """
 
 import argparse
@@ -20,6 +21,14 @@ class Spell:
 
     found_after: int | None
     recovered_after: int | None
+    plan_changes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """At which true ratio a growing lag was told to be a drift (None: never), and plan changes."""
+
+    told_at: float | None
     plan_changes: int
 
 
@@ -52,6 +61,23 @@ def spell(noise: float, degree: float, stages: int, seed: int) -> Spell:
         if iteration >= HEALTHY + SLOW and known[0] == 1.0 and recovered is None:
             recovered = iteration - HEALTHY - SLOW + 1
     return Spell(found, recovered, changes)
+
+
+def drift(noise: float, rate: float, stages: int, seed: int) -> Drift:
+    """A stage whose ratio grows by ``rate`` an iteration from 1 to 1.3 (or, with a rate of 0.3, takes one step)."""
+    truth = np.ones((HEALTHY + max(SLOW, round(0.3 / rate)), stages))
+    truth[HEALTHY:, 0] = np.minimum(1.3, 1 + rate * np.arange(1, len(truth) - HEALTHY + 1))
+    detector, known = Detector(), (1.0,) * stages
+    told_at: float | None = None
+    changes = 0
+    for iteration, ratios in enumerate(_reports(np.random.default_rng(seed), noise, truth)):
+        detector, news = detector.observe(ratios, known)
+        if news is not None:
+            known = news
+            changes += 1
+            if 0 in detector.drifting and told_at is None:
+                told_at = float(truth[iteration, 0])
+    return Drift(told_at, changes)
 
 
 def _reports(rng: np.random.Generator, noise: float, truth: np.ndarray) -> list[tuple[float, ...]]:
@@ -90,6 +116,19 @@ def main() -> None:
                 f"| {_quantile(back, 0.5)}/{_quantile(back, 0.95)} | {changes:.2f} |",
                 flush=True,
             )
+    print(
+        "\n| noise % | growth % an iteration | told as a drift, % | at a true ratio of, median | plan changes, mean |"
+    )
+    print("|---|---|---|---|---|")
+    for noise in (0.01, 0.03, 0.05):
+        for rate in (0.3, 0.01, 0.005, 0.002, 0.001):
+            drifts = [drift(noise, rate, options.stages, seed) for seed in range(options.spells)]
+            told = [d.told_at for d in drifts if d.told_at is not None]
+            growth = "one step of 30" if rate == 0.3 else f"{100 * rate:g}"
+            at = f"{np.median(told):.2f}" if told else "–"
+            changes = np.mean([d.plan_changes for d in drifts])
+            share = 100 * len(told) / len(drifts)
+            print(f"| {100 * noise:g} | {growth} | {share:.0f} | {at} | {changes:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
+from control_plane.training.drift import MOST_REPORTS, is_drift
 from control_plane.training.job_spec import StageRatios
 from control_plane.training.profile import Choice, ComputationKey
 
 MEAN_STEP_IN_SIGMAS = 1.128
 """Mean distance of two independent normal numbers, in standard deviations."""
+
+DRIFT_STEP = 0.05
+"""Lags that grow are planned for in such steps, so that a drift does not change the plan with every percent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,10 @@ class StageTest:
     recovery: Cusum = Cusum()
     lag: RunningMean | None = None
     """Reports since a lag was found, until it is refined."""
+    recent: tuple[float, ...] = ()
+    """The last reports, from which a drift is told from a step."""
+    drifting: bool = False
+    """Whether the lag that is known goes on growing."""
 
     def observe(self, log_ratio: float, level: float, settings: DetectorSettings) -> tuple["StageTest", float]:
         """The next state, and the level (a logarithm, 0 is healthy) that the stage is at from now on."""
@@ -123,18 +131,20 @@ class StageTest:
         )
         recovery = self.recovery.plus(level * (level / 2 - log_ratio) / sigma**2, log_ratio) if level else Cusum()
         lag = self.lag + log_ratio if self.lag is not None else None
-        test = replace(test, fast=fast, slow=slow, recovery=recovery, lag=lag)
+        recent = (*self.recent, log_ratio)[-MOST_REPORTS:]
+        test = replace(test, fast=fast, slow=slow, recovery=recovery, lag=lag, recent=recent)
 
         for cusum, threshold in ((fast, settings.fast_threshold), (slow, settings.slow_threshold)):
             if cusum.evidence > threshold and cusum.since.mean > level + margin:
-                return test._restarted(cusum.since), cusum.since.mean
+                found = replace(test._restarted(cusum.since), drifting=is_drift(recent, sigma))
+                return found, cusum.since.mean
         if recovery.evidence > settings.recovery_threshold:
             least = recovery.since.mean - 1.5 * sigma / math.sqrt(recovery.since.count)
             if least <= margin:
-                return test._restarted(None), 0.0
+                return replace(test._restarted(None), drifting=False, recent=()), 0.0
             if recovery.since.count > 1:
                 return test._restarted(recovery.since), recovery.since.mean
-        if level and lag is not None and lag.count >= settings.refined_after:
+        if level and lag is not None and lag.count >= settings.refined_after and not self.drifting:
             refined = lag.mean if abs(lag.mean - level) > margin / 2 and lag.mean > margin else level
             return replace(test, lag=None), refined
         return test, level
@@ -159,10 +169,16 @@ class Detector:
     settings: DetectorSettings = DetectorSettings()
     stages: tuple[StageTest, ...] = ()
 
+    @property
+    def drifting(self) -> tuple[int, ...]:
+        """Stages whose known lag is a drift: it goes on growing, where a step stays as it is."""
+        return tuple(stage for stage, test in enumerate(self.stages) if test.drifting)
+
     def observe(self, ratios: StageRatios, known: StageRatios) -> tuple["Detector", StageRatios | None]:
         """The next detector, and what to plan for from now on where that is not what is ``known``: per stage its lag in
-        whole percent, so that plans are used again, or 1. ``known`` is empty where no lag is. Raises ValueError where a
-        ratio is not positive and finite; the detector then stays as it was."""
+        whole percent, so that plans are used again, or 1; a drift is planned for ahead, in steps of five percent.
+        ``known`` is empty where no lag is. Raises ValueError where a ratio is not positive and finite; the detector
+        then stays as it was."""
         for stage, ratio in enumerate(ratios):
             if not (math.isfinite(ratio) and ratio > 0):
                 raise ValueError(f"stage {stage}: a ratio must be positive and finite, got {ratio}")
@@ -174,8 +190,14 @@ class Detector:
         for test, ratio, was in zip(tests, ratios, before, strict=True):
             following, level = test.observe(math.log(ratio), math.log(was), settings)
             stages.append(following)
-            now.append(was if level == math.log(was) else round(math.exp(level), 2))
+            now.append(was if level == math.log(was) else _quantised(level, following.drifting))
         return Detector(settings, tuple(stages)), tuple(now) if tuple(now) != before else None
+
+
+def _quantised(level: float, drifting: bool) -> float:
+    """A lag as it is planned for; one that grows soon needs the next step anyway."""
+    ratio = math.exp(level)
+    return round(math.ceil(ratio / DRIFT_STEP - 1e-9) * DRIFT_STEP, 2) if drifting else round(ratio, 2)
 
 
 def stage_ratios(

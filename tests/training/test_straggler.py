@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from training.profiles_for_tests import synthetic_profile
 
-from benchmarks.frontier.detection import false_alarms, spell
+from benchmarks.frontier.detection import drift, false_alarms, spell
 from control_plane.training.computation import Choice
 from control_plane.training.job_record import JobRecord
 from control_plane.training.job_spec import JobSpec, PipelineId, StageRatios
@@ -104,3 +104,25 @@ def test_a_power_limited_gpu_is_compared_with_its_limit_whatever_clock_came_abou
 def test_settings_that_no_test_can_use_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         DetectorSettings(**{field: 0.0})
+
+
+def test_a_stage_that_goes_on_becoming_slower_is_told_from_one_that_took_a_step() -> None:
+    drifts = [drift(0.01, 0.005, 2, seed) for seed in range(20)]
+    assert all(d.told_at is not None and d.told_at < 1.15 for d in drifts)
+    assert max(d.plan_changes for d in drifts) <= 8  # thirty percent, five at a time
+    steps = [drift(noise, 0.3, 2, seed) for noise in (0.0, 0.01, 0.03, 0.05) for seed in range(20)]
+    assert all(d.told_at is None for d in steps)
+
+
+def test_a_drift_that_ends_is_over() -> None:
+    detector, known = settled(0.01, seed=3), HEALTHY
+    for percent in range(1, 21):
+        detector, news = detector.observe((1 + percent / 100, 1.0, 1.0, 1.0), known)
+        known = news or known
+    assert detector.drifting == (0,)
+    assert known[0] == pytest.approx(1.2, abs=0.051)
+    assert known[0] in (1.15, 1.2, 1.25)
+    for _ in range(3):
+        detector, news = detector.observe(HEALTHY, known)
+        known = news or known
+    assert (known, detector.drifting) == (HEALTHY, ())
