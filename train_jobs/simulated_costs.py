@@ -26,12 +26,15 @@ class LayerCost(FilePart):
 class SweepSettings(FilePart):
     """Which clocks the job measures itself at."""
 
-    clocks_mhz: tuple[int, ...] = Field((1980, 1845, 1710, 1590, 1470, 1365, 1260, 1155, 1050, 945), min_length=2)
+    clocks_mhz: tuple[int, ...] | None = Field(None, min_length=2)
+    """Default: ten of the GPU's own, from the highest to about half of it."""
     idle_s: float = Field(0.1, gt=0)
     """Blocking power is measured over this long."""
 
     @model_validator(mode="after")
     def _clocks_exist(self) -> "SweepSettings":
+        if self.clocks_mhz is None:
+            return self
         unknown = sorted(set(self.clocks_mhz) - set(H100_SXM.freqs_mhz))
         if unknown:
             nearest = H100_SXM.supported_at_most(unknown[0])
@@ -39,6 +42,17 @@ class SweepSettings(FilePart):
         if H100_SXM.max_freq_mhz not in self.clocks_mhz:
             raise ValueError(f"the highest clock, {H100_SXM.max_freq_mhz} MHz, must be measured")
         return self
+
+    def clocks_on(self, gpu: GpuSpec) -> tuple[int, ...]:
+        """The clocks to measure on this GPU, highest first. Raises ValueError where it lacks one that was asked for."""
+        if self.clocks_mhz is None:
+            wished = (round(gpu.max_freq_mhz * (1 - 0.525 * i / 9)) for i in range(10))
+            return tuple(sorted({gpu.supported_at_most(mhz) for mhz in wished}, reverse=True))
+        unknown = sorted(set(self.clocks_mhz) - set(gpu.freqs_mhz))
+        if unknown or gpu.max_freq_mhz not in self.clocks_mhz:
+            wrong = f"it has no {unknown[0]} MHz" if unknown else f"its highest, {gpu.max_freq_mhz} MHz, is not listed"
+            raise ValueError(wrong)
+        return self.clocks_mhz
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from control_plane.hardware.gpu_model import H100_SXM
 from train_jobs.charged_gpu import ChargedGpu
 from train_jobs.job import Job, JobError
 from train_jobs.profile_sweep import blocking_power_w, sweep
+from train_jobs.simulated_costs import SweepSettings
 
 JOB = Job()
 
@@ -71,7 +72,7 @@ def test_the_sweep_measures_every_computation_at_every_clock(gpu: ChargedGpu) ->
     measured = sweep(JOB, 1, gpu)
     assert set(measured) == {"forward", "backward"}
     for instruction, choices in measured.items():
-        assert tuple(c.freq_mhz for c in choices) == JOB.sweep.clocks_mhz
+        assert tuple(c.freq_mhz for c in choices) == JOB.sweep.clocks_on(H100_SXM)
         for choice in choices:
             work = JOB.costs.work(1, instruction)
             assert choice.time_s == pytest.approx(work.time_s(H100_SXM, choice.freq_mhz), rel=1e-6)
@@ -86,6 +87,9 @@ def test_blocking_power_is_what_a_waiting_gpu_with_a_context_draws(gpu: ChargedG
 def test_a_gpu_without_the_jobs_clocks_is_told_before_it_is_measured(tmp_path: Path, clock: Clock) -> None:
     other = replace(H100_SXM, name="Other", freqs_mhz=(600, 1200, 1980))
     node = SimulatedNode.create(tmp_path / "gpus.bin", 1, other, clock)
+    gpu = ChargedGpu(node, 0, clock, clock.sleep)
+    asked = Job(sweep=SweepSettings(clocks_mhz=(1980, 945)))
     with pytest.raises(JobError, match=r"sweep\.clocks_mhz is not for the GPU .* a Other: it has no 945 MHz"):
-        sweep(JOB, 0, ChargedGpu(node, 0, clock, clock.sleep))
+        sweep(asked, 0, gpu)
+    assert [choice.freq_mhz for choice in sweep(JOB, 0, gpu)["forward"]] == [1980, 1200, 600]
     node.close()
