@@ -11,6 +11,8 @@ FROZEN_S = 2.0
 """The counter moves every 100 ms; one that has stood still for this long while power was drawn is frozen."""
 FROZEN_J = 20.0
 """Ten watts for two seconds: less than any GPU draws when idle."""
+COMPARED_S = 2.0
+"""Between looks further apart power may have been anything, so these gaps are not compared with the counter."""
 
 
 class Source(StrEnum):
@@ -25,10 +27,12 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EnergyMeter:
-    """``total_j`` since the first look; ``power_j`` is the integral of power over the same time, to compare with."""
+    """``total_j`` since the first look. To compare, ``power_j`` is the integral of power between looks close together,
+    and ``compared_j`` what was counted in the same gaps."""
 
     total_j: float = 0.0
     power_j: float = 0.0
+    compared_j: float = 0.0
     epoch: int = 0
     """How often the counter was restarted."""
     source: Source = Source.NONE
@@ -48,7 +52,8 @@ class EnergyMeter:
         elapsed_s = max(0.0, now_s - self.at_s)
         known_w = [watts for watts in (self.power_w, power_w) if watts is not None]
         drawn_j = elapsed_s * sum(known_w) / len(known_w) if known_w else 0.0
-        looked = replace(self, at_s=now_s, power_w=power_w, power_j=self.power_j + drawn_j)
+        compared = elapsed_s <= COMPARED_S and bool(known_w)
+        looked = replace(self, at_s=now_s, power_w=power_w, power_j=self.power_j + (drawn_j if compared else 0.0))
         if self.counter_j is None:
             source = Source.POWER if known_w else Source.NONE
             return replace(looked, counter_j=counter_j, total_j=self.total_j + drawn_j, source=source)
@@ -62,6 +67,7 @@ class EnergyMeter:
         return replace(
             looked,
             total_j=self.total_j + (self.still_j if fell else 0.0) + counted_j,
+            compared_j=self.compared_j + (counted_j if compared else 0.0),
             epoch=self.epoch + fell,
             counter_j=counter_j,
             source=Source.COUNTER,
@@ -80,4 +86,4 @@ class EnergyMeter:
     @property
     def disagreement_ratio(self) -> float | None:
         """How far the counted energy lies from the integral of power; None where there is nothing to compare."""
-        return None if self.power_j <= 0 else self.total_j / self.power_j - 1
+        return None if self.power_j <= 0 or self.source is not Source.COUNTER else self.compared_j / self.power_j - 1

@@ -72,3 +72,10 @@ def test_energy_never_falls_whatever_is_read(steps: list[tuple[float, float | No
         assert after.total_j >= meter.total_j
         assert after.epoch >= meter.epoch
         meter = after
+
+
+def test_power_is_compared_only_between_looks_that_are_close_together() -> None:
+    """A load that begins a second before the second look was idle for most of the minute before it."""
+    meter = metered((0, 0, 120), (60, 60 * 120 + 570, 690), (61, 60 * 120 + 570 + 690, 690))
+    assert meter.total_j == 60 * 120 + 570 + 690
+    assert meter.disagreement_ratio == 0
