@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
 from actors.decision_log import DecisionLog
-from actors.messages import ControlPlaneStatus, Decision, GpuReading, PoolStatus
+from actors.messages import ControlPlaneStatus, Decision, GpuReading, PoolStatus, TenantUsage
 from actors.peers import PeerAwayError
+from actors.usage_book import UsageBook
 from control_plane.actions import SetGpuBudget
 from control_plane.domain import PoolName
 from control_plane.serving.hosting import ClusterHost
@@ -49,6 +50,7 @@ class ClusterManager:
         ports: ClusterPorts,
         monotonic_s: Callable[[], float],
         epoch_s: Callable[[], float],
+        usage: UsageBook | None = None,
     ) -> None:
         """``new_host`` builds the policy's host from the budgets that are in force."""
         self.tick_s = settings.cadence.frequency_s
@@ -57,6 +59,7 @@ class ClusterManager:
         self._log = DecisionLog("cluster_manager", "cluster", epoch_s)
         self._host: ClusterHost | None = None
         self._gpus = settings.serving_gpus
+        self._usage = usage or UsageBook(None, monotonic_s)
 
     def settings(self) -> Settings:
         return self._settings
@@ -88,6 +91,14 @@ class ClusterManager:
         pools, _ = await self._of_every_pool(decisions)
         merged = [decision for noted in pools.values() for decision in noted] + list(self._log.last(last))
         return tuple(sorted(merged, key=lambda decision: decision.at_s)[-last:]) if last > 0 else ()
+
+    async def used(self, router: str, by_tenant: dict[str, TenantUsage]) -> None:
+        """All that was used through a router since it started."""
+        self._usage.used(router, by_tenant)
+
+    async def usage(self) -> dict[str, TenantUsage]:
+        """By tenant, since the control plane came up."""
+        return self._usage.by_tenant()
 
     async def tick(self) -> None:
         if self._host is None:

@@ -33,6 +33,28 @@ class ReplicaReport:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantUsage:
+    """What one tenant's requests used. ``energy_j`` is their shares of the replicas' metered energy; energy of idle
+    replicas and GPUs is nobody's."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    energy_j: float = 0.0
+    unmetered_requests: int = 0
+    """Their energy is not known: a GPU could not be read, or the request broke off."""
+
+    def __add__(self, other: "TenantUsage") -> "TenantUsage":
+        return TenantUsage(
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.energy_j + other.energy_j,
+            self.unmetered_requests + other.unmetered_requests,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Orders:
     """A pool manager's answer to a replica's report: the bounds of its governor, where it has one."""
 

@@ -27,6 +27,7 @@ from actors.peers import PeerAwayError
 from actors.planner_actor import PerseusPlannerActor
 from actors.pool_manager import PoolManager, PoolRules
 from actors.training_messages import TrainingSite
+from actors.usage_book import UsageBook
 from control_plane.domain import Load, PoolName, Role
 from control_plane.hardware.live_correction import LiveCorrection
 from control_plane.hardware.machine_profile import MachineProfile
@@ -144,8 +145,15 @@ class ClusterManagerActor(ClusterManager):
             ClusterPorts(_forecast_with_past, _set_budget, _pool_status, _pool_decisions, _gpu_readings, serving_gpus),
             time.monotonic,
             time.time,
+            UsageBook(_usage_file(deployment.run_dir), time.monotonic),
         )
         _start_ticking(self)
+
+
+def _usage_file(run_dir: str) -> Path:
+    folder = run_folder(run_dir)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder / "usage.json"
 
 
 class PoolManagerActor(PoolManager):

@@ -9,13 +9,16 @@ from typing import Self
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from control_plane.domain import InputClass, Slo
+from control_plane.domain import InputClass, RequestSlo, Slo
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.settings import Settings
 from serve_apps.api_errors import ApiError, declared_bytes
 from serve_apps.engines.factory import ReadExtensions, extensions_of, make_tokenizer
 from serve_apps.engines.protocol import GenerateRequest, Tokenizer
 from serve_apps.openai_api import DEFAULT_MAX_TOKENS, ChatRequest, CompletionRequest, refuse_unsupported
+from serve_apps.request_hints import RequestHints
+
+NO_HINTS = RequestHints()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +54,19 @@ class Admission:
             extensions_of(settings),
         )
 
-    def completion(self, body: CompletionRequest) -> GenerateRequest:
+    def completion(self, body: CompletionRequest, hints: RequestHints = NO_HINTS) -> GenerateRequest:
         """Raises ApiError for what cannot be served."""
         self._check(body)
         prompt = body.text_or_ids()
         if isinstance(prompt, str):
-            return self._request(body, prompt, None, body.max_tokens)
-        return self._request(body, "", tuple(prompt), body.max_tokens)
+            return self._request(body, hints, prompt, None, body.max_tokens)
+        return self._request(body, hints, "", tuple(prompt), body.max_tokens)
 
-    def chat(self, body: ChatRequest) -> GenerateRequest:
+    def chat(self, body: ChatRequest, hints: RequestHints = NO_HINTS) -> GenerateRequest:
         """Raises ApiError for what cannot be served."""
         self._check(body)
         text = "\n".join(message.text() for message in body.messages)
-        return self._request(body, text, None, body.max_completion_tokens or body.max_tokens)
+        return self._request(body, hints, text, None, body.max_completion_tokens or body.max_tokens)
 
     def _check(self, body: CompletionRequest | ChatRequest) -> None:
         if body.model != self.model_name:
@@ -76,6 +79,7 @@ class Admission:
     def _request(
         self,
         body: CompletionRequest | ChatRequest,
+        hints: RequestHints,
         prompt: str,
         token_ids: tuple[int, ...] | None,
         asked_tokens: int | None,
@@ -97,6 +101,7 @@ class Admission:
             most = min(limits.prompt_tokens, limits.context_tokens - max_tokens)
             message = f"the prompt has {input_tokens} tokens; at most {most} fit with an answer of {max_tokens}"
             raise ApiError(400, message, "context_length_exceeded", "prompt")
+        own = hints.limits or RequestSlo()
         return GenerateRequest(
             uuid.uuid4().hex,
             prompt,
@@ -104,7 +109,10 @@ class Admission:
             max_tokens,
             token_ids,
             body.sampling(),
-            self._slo.ttft_s(InputClass.of(input_tokens)),
+            self._slo.ttft_s(InputClass.of(input_tokens)) if own.ttft_s is None else own.ttft_s,
+            tbt_limit_s=self._slo.tbt_s if own.tbt_s is None else own.tbt_s,
+            own_limits=hints.limits,
+            tenant=hints.tenant,
             extensions=extensions,
         )
 

@@ -19,6 +19,7 @@ from control_plane.serving.routing import Candidate
 from serve_apps.api_errors import AdmittedError
 from serve_apps.engines.protocol import Chunk, EngineError, EngineStoppedError, GenerateRequest, RequestRefusedError
 from serve_apps.replica_directory import ReplicaDirectory
+from serve_apps.usage_ledger import UsageLedger, Used
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +42,24 @@ class ReplicaCalls(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Account:
+    """What a client is told of its request beside the answer, complete once that has ended."""
+
+    expected_tokens: float = 0.0
+    """Output tokens that the policy planned for."""
+    tokens: int = 0
+    energy_j: float | None = None
+    """Its share of the replica's metered energy; None where that is not known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A whole generation."""
 
     text: str
-    tokens: int
     finish_reason: str
+    account: Account
 
 
 class Outcome(StrEnum):
@@ -104,6 +116,7 @@ class _InFlight:
 
     request: GenerateRequest
     began_s: float
+    account: Account
     pool: PoolName | None = None
     ttft_s: float | None = None
     lost: frozenset[ReplicaId] = frozenset()
@@ -123,32 +136,33 @@ class Dispatcher:
         counts: Counts,
         clock_s: Callable[[], float] = time.monotonic,
         no_replica_wait_s: float = NO_REPLICA_WAIT_S,
+        ledger: UsageLedger | None = None,
     ) -> None:
         self._host, self._directory, self._calls = host, directory, calls
         self._clock_s, self._no_replica_wait_s = clock_s, no_replica_wait_s
         self.counts = counts
+        self.ledger = ledger or UsageLedger()
 
     async def whole(self, request: GenerateRequest) -> Answer:
         """Nothing is delivered before the end, so a lost replica costs a new start. Raises AdmittedError."""
-        with self._accounted(request) as flight:
+        with self._accounted(request, Account()) as flight:
             for attempt in range(1, ATTEMPTS + 1):
                 pieces: list[str] = []
-                tokens, reason = 0, "length"
+                reason = "length"
                 try:
                     async with aclosing(self._attempt(flight)) as chunks:
                         async for chunk in chunks:
                             pieces.append(chunk.text)
-                            tokens += chunk.tokens
                             reason = chunk.finish_reason or reason
-                    return Answer("".join(pieces), tokens, reason)
+                    return Answer("".join(pieces), reason, flight.account)
                 except (ReplicaLostError, EngineStoppedError) as error:
                     self._again(attempt, error)
         raise RuntimeError("unreachable: the last attempt returns or raises")
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """The request's chunks. Until the first one a lost replica costs a new start; after it the stream ends with
-        the error. Raises AdmittedError."""
-        with self._accounted(request) as flight:
+    async def stream(self, request: GenerateRequest, account: Account | None = None) -> AsyncGenerator[Chunk, None]:
+        """The request's chunks; ``account`` is filled in meanwhile. Until the first one a lost replica costs a new
+        start; after it the stream ends with the error. Raises AdmittedError."""
+        with self._accounted(request, account or Account()) as flight:
             for attempt in range(1, ATTEMPTS + 1):
                 delivered = False
                 try:
@@ -170,13 +184,13 @@ class Dispatcher:
         self.counts.retry()
 
     @contextmanager
-    def _accounted(self, request: GenerateRequest) -> Iterator[_InFlight]:
+    def _accounted(self, request: GenerateRequest, account: Account) -> Iterator[_InFlight]:
         """Count the request once it has ended, and turn what ended it into what the client is told."""
         self.counts.accepted += 1
-        flight = _InFlight(request, self._clock_s())
+        flight = _InFlight(request, self._clock_s(), account)
         outcome = Outcome.FAILED
         try:
-            self._host.admit(flight.began_s, _routed(request))
+            account.expected_tokens = self._host.admit(flight.began_s, _routed(request))
             yield flight
             outcome = Outcome.COMPLETED
         except AdmittedError:
@@ -196,6 +210,7 @@ class Dispatcher:
             raise
         finally:
             self.counts.end(outcome, flight.pool, flight.ttft_s)
+            self.ledger.add(Used(request.tenant, request.input_tokens, account.tokens, account.energy_j))
 
     async def _attempt(self, flight: _InFlight) -> AsyncGenerator[Chunk, None]:
         request = flight.request
@@ -210,8 +225,10 @@ class Dispatcher:
                             flight.ttft_s = self._clock_s() - flight.began_s
                         self._host.first_token(request.request_id, replica_id, request.input_tokens, flight.ttft_s)
                     tokens += chunk.tokens
+                    flight.account.tokens = tokens
                     if chunk.finish_reason is not None:
                         ended = flight.finished = True
+                        flight.account.energy_j = chunk.energy_j
                         self._host.ended(request.request_id, replica_id, request.input_tokens, tokens)
                     yield chunk
             if not ended:
@@ -242,4 +259,4 @@ class Dispatcher:
 
 
 def _routed(request: GenerateRequest) -> RoutedRequest:
-    return RoutedRequest(request.request_id, request.input_tokens, request.max_tokens)
+    return RoutedRequest(request.request_id, request.input_tokens, request.max_tokens, request.own_limits)

@@ -192,19 +192,23 @@ class AnswerShape:
         choice |= {"delta": {"content": text}} if self._chat else {"text": text, "logprobs": None}
         return {**self._chunk_head, "choices": [choice]}
 
-    def usage_chunk(self, input_tokens: int, output_tokens: int) -> dict[str, Any]:
-        return {**self._chunk_head, "choices": [], "usage": usage(input_tokens, output_tokens)}
+    def usage_chunk(self, used: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self._chunk_head, "choices": [], "usage": used}
 
-    def whole(self, text: str, finish_reason: str, input_tokens: int, output_tokens: int) -> dict[str, Any]:
+    def whole(self, text: str, finish_reason: str, used: Mapping[str, Any]) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason, "logprobs": None}
         choice |= {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
         kind = "chat.completion" if self._chat else "text_completion"
-        return {**self._head, "object": kind, "choices": [choice], "usage": usage(input_tokens, output_tokens)}
+        return {**self._head, "object": kind, "choices": [choice], "usage": used}
 
 
-def usage(input_tokens: int, output_tokens: int) -> dict[str, int]:
+def usage(input_tokens: int, output_tokens: int, expected_tokens: float, energy_j: float | None) -> dict[str, Any]:
+    """OpenAI's fields, and two of ours: the tokens that were planned for, and the request's share of the replica's
+    metered energy (null where that is not known)."""
     return {
         "prompt_tokens": input_tokens,
         "completion_tokens": output_tokens,
         "total_tokens": input_tokens + output_tokens,
+        "predicted_completion_tokens": round(expected_tokens),
+        "energy_j": None if energy_j is None else round(energy_j, 3),
     }

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray import serve
 
@@ -19,12 +19,14 @@ from actors.runtime import Installation, gpu_agent_name, pool_manager_name, run_
 from control_plane.domain import PoolName, QueueView, ReplicaId, ReplicaState, Role
 from control_plane.leases import Hold
 from control_plane.ports import Gpu, GpuError
+from control_plane.serving.energy_shares import prompt_token_work
 from control_plane.serving.policy import Needs
 from serve_apps.control_actors import ControlActors
 from serve_apps.engines.factory import make_engine
 from serve_apps.engines.protocol import Chunk, Engine, GenerateRequest
 from serve_apps.governor_host import ClockRange, GovernorHost
 from serve_apps.latencies import Latencies
+from serve_apps.replica_energy import ReplicaEnergy
 from serve_apps.replica_gpus import gpus_given
 
 log = logging.getLogger(__name__)
@@ -139,6 +141,8 @@ class ModelReplica:
         replica_id = ReplicaId(serve.get_replica_context().replica_id.unique_id)
         self._engine = make_engine(settings, profile, tp, role, given.node, given.indices)
         self._latencies = Latencies(time.monotonic)
+        work = prompt_token_work(profile.times(tp).alpha_ps(profile.max_freq_mhz))
+        self._energy = ReplicaEnergy(given.gpus, work, time.monotonic)
         seat = Seat(replica_id, pool, tp, role, given.node_id, given.uuids)
         account = ReplicaAccount(seat, self._engine, given.gpus, policy.needs, self._latencies)
         self._governor: GovernorHost | None = None
@@ -176,12 +180,19 @@ class ModelReplica:
         tokens = 0
         if self._governor is not None:
             self._governor.arrived()
-        async with aclosing(self._engine.generate(request)) as chunks:
-            async for chunk in chunks:
-                tokens += chunk.tokens
-                if first_s is None and chunk.tokens:
-                    first_s = time.monotonic()
-                yield chunk
+        self._energy.began(request)
+        try:
+            async with aclosing(self._engine.generate(request)) as chunks:
+                async for chunk in chunks:
+                    tokens += chunk.tokens
+                    if first_s is None and chunk.tokens:
+                        first_s = time.monotonic()
+                    self._energy.progressed(request.request_id, chunk)
+                    if chunk.finish_reason is not None:
+                        chunk = replace(chunk, energy_j=self._energy.ended(request.request_id))
+                    yield chunk
+        finally:
+            self._energy.ended(request.request_id)
         if first_s is not None:
             mean_tbt_s = (time.monotonic() - first_s) / (tokens - 1) if tokens > 1 else None
             self._latencies.ended(first_s - began_s, mean_tbt_s)

@@ -4,17 +4,20 @@ managers. No request waits for it, and nothing ends it."""
 import asyncio
 import logging
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
 
+from actors.messages import TenantUsage
 from actors.peers import PeerAwayError
-from actors.runtime import LOAD_FORECASTER, pool_manager_name
+from actors.runtime import CLUSTER_MANAGER, LOAD_FORECASTER, pool_manager_name
 from control_plane.domain import PoolName, ReplicaId
 from control_plane.serving.arrival_log import Answers
 from control_plane.serving.hosting import RouterHost
 from control_plane.serving.load_forecast import Arrival
 from serve_apps.control_actors import CallFailedError, ControlActors
 from serve_apps.replica_directory import ReplicaDirectory
+from serve_apps.usage_ledger import UsageLedger
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +34,13 @@ class RouterReports:
         host: RouterHost,
         directory: ReplicaDirectory,
         actors: ControlActors,
+        ledger: UsageLedger,
         clock_s: Callable[[], float] = time.monotonic,
         kept: int = ARRIVALS_KEPT,
     ) -> None:
         self._host, self._directory, self._actors, self._clock_s = host, directory, actors, clock_s
+        self._ledger, self._epoch = ledger, uuid.uuid4().hex
+        self._told_usage: dict[str, TenantUsage] = {}
         self._arrivals: deque[Arrival] = deque(maxlen=kept)
         self._answers = Answers()
         self._away: set[str] = set()
@@ -56,6 +62,7 @@ class RouterReports:
         await asyncio.gather(
             self._tell_arrivals(),
             self._tell_answers(),
+            self._tell_usage(),
             *(self._tell_routable(pool, ids) for pool, ids in by_pool.items()),
         )
 
@@ -85,6 +92,18 @@ class RouterReports:
             if not error.delivered:
                 self._answers = sent + self._answers
             self._not_heard(LOAD_FORECASTER, error)
+
+    async def _tell_usage(self) -> None:
+        """All that was used since this router started, so that a manager which restarted misses nothing."""
+        used = self._ledger.by_tenant()
+        if used == self._told_usage:
+            return
+        try:
+            await self._actors.call(CLUSTER_MANAGER, "used", self._epoch, used)
+            self._told_usage = used
+            self._heard(CLUSTER_MANAGER)
+        except PeerAwayError as error:
+            self._not_heard(CLUSTER_MANAGER, error)
 
     async def _tell_routable(self, pool: PoolName, ids: frozenset[ReplicaId]) -> None:
         name = pool_manager_name(pool)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.params import Depends
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve
@@ -22,13 +22,16 @@ from serve_apps.admission import Admission, BodyLimit
 from serve_apps.api_errors import add_handlers
 from serve_apps.api_key import key_guard
 from serve_apps.control_actors import ControlActors
-from serve_apps.dispatch import Counts, Dispatcher
+from serve_apps.dispatch import Account, Counts, Dispatcher
 from serve_apps.engines.protocol import GenerateRequest
-from serve_apps.openai_api import AnswerShape, ChatRequest, CompletionRequest, model_list
+from serve_apps.openai_api import AnswerShape, ChatRequest, CompletionRequest, model_list, usage
 from serve_apps.replica_calls import ServeCalls
 from serve_apps.replica_directory import ReplicaDirectory, speeds
 from serve_apps.reporting import RouterReports
+from serve_apps.request_hints import read_hints
 from serve_apps.sse import stream_events
+
+ENERGY_HEADER = "x-wattray-energy-j"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Desk:
     directory: ReplicaDirectory
     counts: Counts
     max_body_bytes: int
+    engine: str
 
 
 def make_api(desk: Desk, guards: Sequence[Depends] = ()) -> FastAPI:
@@ -50,19 +54,22 @@ def make_api(desk: Desk, guards: Sequence[Depends] = ()) -> FastAPI:
 
     @api.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        return {"status": "ok", "replicas": len(desk.directory.candidates()), **desk.counts.by_name()}
+        replicas = len(desk.directory.candidates())
+        return {"status": "ok", "engine": desk.engine, "replicas": replicas, **desk.counts.by_name()}
 
     @api.get("/v1/models", dependencies=guards)
     async def models() -> dict[str, Any]:
         return model_list(desk.admission.model_name)
 
     @api.post("/v1/completions", dependencies=guards)
-    async def completions(body: CompletionRequest) -> Response:
-        return await _answer(desk.dispatcher, body, desk.admission.completion(body), chat=False)
+    async def completions(body: CompletionRequest, http: Request) -> Response:
+        admitted = desk.admission.completion(body, read_hints(http.headers))
+        return await _answer(desk.dispatcher, body, admitted, chat=False)
 
     @api.post("/v1/chat/completions", dependencies=guards)
-    async def chat_completions(body: ChatRequest) -> Response:
-        return await _answer(desk.dispatcher, body, desk.admission.chat(body), chat=True)
+    async def chat_completions(body: ChatRequest, http: Request) -> Response:
+        admitted = desk.admission.chat(body, read_hints(http.headers))
+        return await _answer(desk.dispatcher, body, admitted, chat=True)
 
     return api
 
@@ -73,13 +80,19 @@ async def _answer(
     shape = AnswerShape(request.request_id, body.model, chat)
     if not body.streams:
         answer = await dispatcher.whole(request)
-        return JSONResponse(shape.whole(answer.text, answer.finish_reason, request.input_tokens, answer.tokens))
-    chunks = dispatcher.stream(request)
+        used = _usage(request, answer.account)
+        energy = {} if used["energy_j"] is None else {ENERGY_HEADER: str(used["energy_j"])}
+        return JSONResponse(shape.whole(answer.text, answer.finish_reason, used), headers=energy)
+    account = Account()
+    chunks = dispatcher.stream(request, account)
     # The first chunk decides between a stream and an error status.
     first = await anext(chunks)
-    return StreamingResponse(
-        stream_events(shape, request, first, chunks, body.wants_usage), media_type="text/event-stream"
-    )
+    told = (lambda: _usage(request, account)) if body.wants_usage else None
+    return StreamingResponse(stream_events(shape, first, chunks, told), media_type="text/event-stream")
+
+
+def _usage(request: GenerateRequest, account: Account) -> dict[str, Any]:
+    return usage(request.input_tokens, account.tokens, account.expected_tokens, account.energy_j)
 
 
 @serve.ingress()
@@ -94,10 +107,11 @@ class Router:
         counts = Counts(metrics)
         dispatcher = Dispatcher(host, directory, ServeCalls(by_app), counts)
         admission = Admission.of(settings, profile)
-        self._desk = Desk(admission, dispatcher, directory, counts, settings.serve.max_body_bytes)
+        serving = settings.serve
+        self._desk = Desk(admission, dispatcher, directory, counts, serving.max_body_bytes, serving.engine)
         key_file = settings.serve.api_key_file
         self._guards = [] if key_file is None else [Depends(key_guard(Path(key_file)))]
-        reports = RouterReports(host, directory, ControlActors(runtime.actor))
+        reports = RouterReports(host, directory, ControlActors(runtime.actor), dispatcher.ledger)
         self._reporting = asyncio.get_running_loop().create_task(reports.run())
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

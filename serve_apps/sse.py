@@ -1,11 +1,11 @@
 """A generation as OpenAI's server-sent events."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from serve_apps.api_errors import ApiError, error_body
-from serve_apps.engines.protocol import Chunk, GenerateRequest
+from serve_apps.engines.protocol import Chunk
 from serve_apps.openai_api import AnswerShape
 
 DONE = "data: [DONE]\n\n"
@@ -13,18 +13,16 @@ DONE = "data: [DONE]\n\n"
 
 async def stream_events(
     shape: AnswerShape,
-    request: GenerateRequest,
     first: Chunk,
     rest: AsyncGenerator[Chunk, None],
-    include_usage: bool,
+    usage: Callable[[], dict[str, Any]] | None,
 ) -> AsyncIterator[str]:
-    """The events of one answer. What breaks it off comes as an error event, and no usage then."""
+    """The events of one answer, with its usage at the end where that was asked for. What breaks it off comes as an
+    error event, and no usage then."""
     opening = shape.opening()
-    tokens = first.tokens
     try:
         yield (event(opening) if opening else "") + event(shape.chunk(first.text, first.finish_reason))
         async for chunk in rest:
-            tokens += chunk.tokens
             yield event(shape.chunk(chunk.text, chunk.finish_reason))
     except ApiError as error:
         yield event(error.body()) + DONE
@@ -35,7 +33,7 @@ async def stream_events(
         raise
     finally:
         await rest.aclose()
-    yield (event(shape.usage_chunk(request.input_tokens, tokens)) if include_usage else "") + DONE
+    yield ("" if usage is None else event(shape.usage_chunk(usage()))) + DONE
 
 
 def event(body: dict[str, Any]) -> str:

@@ -142,5 +142,6 @@ def router_of(replicas: ScriptedReplicas, settings: Settings = SETTINGS, no_repl
     directory = ReplicaDirectory(speeds(site_policy(settings), PROFILE))
     counts = Counts(meter)
     dispatcher = Dispatcher(host, directory, replicas, counts, no_replica_wait_s=no_replica_wait_s)
-    desk = Desk(Admission.of(settings, PROFILE), dispatcher, directory, counts, settings.serve.max_body_bytes)
+    admission = Admission.of(settings, PROFILE)
+    desk = Desk(admission, dispatcher, directory, counts, settings.serve.max_body_bytes, settings.serve.engine)
     return RouterParts(desk, host, policy, replicas, meter)

@@ -5,7 +5,7 @@ from typing import cast
 import ray
 
 from actors import runtime
-from actors.messages import ControlPlaneStatus, Decision
+from actors.messages import ControlPlaneStatus, Decision, TenantUsage
 from actors.ray_address import running_ray
 from actors.training_messages import JobFrontier
 from control_plane.settings import Settings
@@ -31,6 +31,10 @@ class Client:
     def explain(self, last: int = 50) -> tuple[Decision, ...]:
         """The last decisions and why they were taken, oldest first."""
         return cast(tuple[Decision, ...], self._call("explain", last))
+
+    def usage(self) -> dict[str, TenantUsage]:
+        """Requests, tokens and energy by tenant since the control plane came up."""
+        return cast(dict[str, TenantUsage], self._call("usage"))
 
     def settings(self) -> Settings:
         return cast(Settings, self._call("settings"))

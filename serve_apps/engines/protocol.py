@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from control_plane.domain import QueueView
+from control_plane.domain import QueueView, RequestSlo
 
 
 class EngineError(RuntimeError):
@@ -38,7 +38,8 @@ class GenerateRequest:
 
     ``token_ids`` is the prompt where the client sent it as tokens; otherwise it is in ``prompt``. ``ttft_limit_s`` is
     the time the first token may take, counted from ``waited_s`` seconds before the engine gets the request.
-    ``extensions`` are fields of the request's body that only the installed engine knows.
+    ``tbt_limit_s`` is what its mean time between tokens may be; both limits are the client's own where it sent some.
+    ``tenant`` is who pays. ``extensions`` are fields of the request's body that only the installed engine knows.
     """
 
     request_id: str
@@ -49,16 +50,22 @@ class GenerateRequest:
     sampling: SamplingParameters = SamplingParameters()
     ttft_limit_s: float = float("inf")
     waited_s: float = 0.0
+    tbt_limit_s: float = float("inf")
+    own_limits: RequestSlo | None = None
+    """What the client itself asked for, where it did."""
+    tenant: str = ""
     extensions: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some tokens of a stream; the last chunk says why it is the last ("stop" or "length")."""
+    """Some tokens of a stream; the last chunk says why it is the last ("stop" or "length"). There the replica adds what
+    the request used, where its GPUs can be read; an engine leaves that alone."""
 
     text: str
     tokens: int
     finish_reason: str | None = None
+    energy_j: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from router_fakes import APP, RouterParts, ScriptedReplicas, answers, does, rout
 from control_plane.domain import ReplicaId
 from serve_apps import running_replicas
 from serve_apps.api_errors import AdmittedError
-from serve_apps.dispatch import Answer, ReplicaLostError
+from serve_apps.dispatch import Account, Answer, ReplicaLostError
 from serve_apps.engines.protocol import Chunk, EngineError, EngineStoppedError, GenerateRequest
 from serve_apps.replica_calls import first_or_lost
 from serve_apps.replica_directory import AppSpeed, ReplicaDirectory, speeds
@@ -60,7 +60,7 @@ def test_a_replica_lost_before_its_first_token_costs_a_retry_and_no_failure(lost
 def test_a_whole_answer_starts_anew_when_its_replica_dies_in_the_middle() -> None:
     """Nothing was delivered yet, so the client need not know."""
     parts = router_of(ScriptedReplicas(r0=does(Chunk("half", 1), LOST), r1=answers("a", "b")))
-    assert whole(parts) == Answer("ab", 2, "stop")
+    assert whole(parts) == Answer("ab", "stop", Account(7.0, 2))
     assert parts.policy.names() == ["route", "first_token", "dropped", "route", "first_token", "ended"]
     assert parts.counts.ended["completed"] == 1
     assert parts.counts.retried == 1

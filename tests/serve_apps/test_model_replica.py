@@ -134,6 +134,35 @@ def test_it_starts_serves_under_its_governor_and_drains(node: SimulatedNode, mon
     assert node.gpu(0).power_w() < 100
 
 
+def test_what_requests_are_told_adds_up_to_what_the_gpus_metered(
+    node: SimulatedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(node)
+    monkeypatch.setattr(replica_module.runtime, "actor", site.look_up)
+
+    async def run() -> tuple[list[float], float]:
+        replica = await started(deployment(warm_start=True, stream_interval_s=0.02))
+        metered_j = -sum(node.gpu(i).energy_j() for i in (0, 1))
+        idle_before_j = replica._energy.idle_j
+
+        async def energy_of(number: int) -> float:
+            await asyncio.sleep(0.05 * number)
+            request = GenerateRequest(f"q{number}", "", 400 * (number + 1), 15)
+            told = [chunk.energy_j async for chunk in replica.generate(request) if chunk.finish_reason is not None]
+            assert told[0] is not None
+            return told[0]
+
+        told = list(await asyncio.gather(*(energy_of(number) for number in range(6))))
+        metered_j += sum(node.gpu(i).energy_j() for i in (0, 1))
+        idle_j = replica._energy.idle_j - idle_before_j
+        await replica.end()
+        return told, metered_j - idle_j
+
+    told, metered_j = asyncio.run(run())
+    assert min(told) > 0
+    assert sum(told) == pytest.approx(metered_j, rel=0.03)
+
+
 def test_a_failed_engine_fails_the_health_check_by_name(node: SimulatedNode, monkeypatch: pytest.MonkeyPatch) -> None:
     site = Site(node)
     monkeypatch.setattr(replica_module.runtime, "actor", site.look_up)

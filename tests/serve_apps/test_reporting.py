@@ -9,6 +9,7 @@ import pytest
 import ray
 from router_fakes import APP, PROFILE, RouterParts, ScriptedReplicas, router_of
 
+from actors.messages import TenantUsage
 from control_plane.domain import Load, ReplicaId
 from control_plane.serving.arrival_log import Answers
 from control_plane.serving.hosting import RouterHost
@@ -18,6 +19,7 @@ from control_plane.settings import Settings
 from serve_apps import reporting, running_replicas
 from serve_apps.control_actors import CallFailedError, ControlActors
 from serve_apps.reporting import RouterReports
+from serve_apps.usage_ledger import UsageLedger, Used
 
 
 class FakeActor:
@@ -64,7 +66,7 @@ FORECASTER, SHORT, LONG = "load_forecaster", "pool_manager:short-medium", "pool_
 
 def reports_of(parts: RouterParts, actors: FakeActors, deadline_s: float = 0.05, kept: int = 100) -> RouterReports:
     link = ControlActors(actors.look_up, deadline_s)
-    return RouterReports(parts.host, parts.desk.directory, link, time.monotonic, kept)
+    return RouterReports(parts.host, parts.desk.directory, link, parts.desk.dispatcher.ledger, time.monotonic, kept)
 
 
 def arrive(parts: RouterParts, *keys: str) -> None:
@@ -206,7 +208,9 @@ def test_what_became_of_requests_is_told_once_and_kept_while_the_forecaster_is_a
     site = Site(Settings(), PROFILE, 32, 0.0, Load(), hand_over=HandOver(327_680.0, 50e9))
     host, parts = RouterHost(make_policy("phases-apart", site)), router_of(ScriptedReplicas())
     actors = FakeActors(SHORT, LONG)
-    reports = RouterReports(host, parts.desk.directory, ControlActors(actors.look_up, 0.05), time.monotonic)
+    reports = RouterReports(
+        host, parts.desk.directory, ControlActors(actors.look_up, 0.05), UsageLedger(), time.monotonic
+    )
     replica = ReplicaId("prefill-short-tp4-1")
 
     async def run() -> None:
@@ -220,3 +224,27 @@ def test_what_became_of_requests_is_told_once_and_kept_while_the_forecaster_is_a
 
     asyncio.run(run())
     assert actors.by_name[FORECASTER].calls("answered") == [(Answers(2, 1),)]
+
+
+def test_usage_is_told_whole_and_again_to_a_manager_that_was_away() -> None:
+    parts = router_of(ScriptedReplicas())
+    actors = FakeActors(FORECASTER, SHORT, LONG, "cluster_manager")
+    reports, manager = reports_of(parts, actors), actors.by_name["cluster_manager"]
+    ledger = parts.desk.dispatcher.ledger
+
+    async def run() -> None:
+        await reports.report()
+        assert manager.calls("used") == []
+        ledger.add(Used("team-a", 10, 5, 40.0))
+        manager.raises = ray.exceptions.RayActorError()
+        await reports.report()
+        manager.raises = None
+        ledger.add(Used("team-a", 10, 5, None))
+        await reports.report()
+        await reports.report()
+
+    asyncio.run(run())
+    told = manager.calls("used")
+    assert told[-1][1] == {"team-a": TenantUsage(2, 20, 10, 40.0, 1)}
+    assert len({router for router, _ in told}) == 1
+    assert len(told) == 2, "what the manager has is not told again"

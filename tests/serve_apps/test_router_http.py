@@ -12,6 +12,8 @@ from fastapi import Depends, HTTPException
 from router_fakes import RouterParts, ScriptedReplicas, answers, does, router_of
 from tests_support import ROOT
 
+from actors.messages import TenantUsage
+from control_plane.domain import RequestSlo
 from control_plane.settings import parse_settings
 from serve_apps.dispatch import Outcome, ReplicaLostError
 from serve_apps.engines.protocol import Chunk, RequestRefusedError
@@ -61,7 +63,8 @@ def three_words() -> RouterParts:
 def test_a_completion_has_text_usage_and_the_engines_reason() -> None:
     answer = post(three_words(), completion()).json()
     assert answer["choices"] == [{"index": 0, "finish_reason": "length", "logprobs": None, "text": "a b c"}]
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    told = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert answer["usage"] == {**told, "predicted_completion_tokens": 7, "energy_j": None}
     assert answer["object"] == "text_completion"
 
 
@@ -77,6 +80,69 @@ def test_the_first_delta_of_a_chat_stream_has_the_role() -> None:
     deltas = [event["choices"][0]["delta"] for event in told]
     assert deltas == [{"role": "assistant", "content": ""}, {"content": "a"}, {"content": " b"}, {"content": " c"}]
     assert [event["choices"][0]["finish_reason"] for event in told] == [None, None, None, "length"]
+
+
+def metered_words() -> RouterParts:
+    return router_of(ScriptedReplicas(r0=does(Chunk("a", 1), Chunk(" b", 1, "stop", energy_j=12.3456))))
+
+
+def test_an_answer_tells_its_energy_in_usage_and_in_a_header() -> None:
+    response = post(metered_words(), completion())
+    assert response.json()["usage"]["energy_j"] == 12.346
+    assert response.headers["x-wattray-energy-j"] == "12.346"
+    told = events(post(metered_words(), completion(stream=True, stream_options={"include_usage": True})))
+    assert told[-1]["usage"]["energy_j"] == 12.346
+    assert told[-1]["usage"]["predicted_completion_tokens"] == 7
+
+
+def test_energy_and_tokens_are_counted_for_the_tenant_that_the_header_names() -> None:
+    parts = metered_words()
+
+    async def two(client: httpx.AsyncClient) -> None:
+        await client.post("/v1/completions", json=completion(), headers={"x-wattray-tenant": "team-a"})
+        await client.post("/v1/completions", json=completion(stream=True))
+
+    ask(parts, two)
+    used = parts.desk.dispatcher.ledger.by_tenant()
+    assert used == {"team-a": TenantUsage(1, 3, 2, 12.3456), "default": TenantUsage(1, 3, 2, 12.3456)}
+
+
+def test_an_answer_that_breaks_off_counts_its_tokens_and_says_that_its_energy_is_unknown() -> None:
+    parts = router_of(ScriptedReplicas(r0=does(Chunk("a", 1), ReplicaLostError("gone"))))
+    post(parts, completion(stream=True))
+    assert parts.desk.dispatcher.ledger.by_tenant() == {"default": TenantUsage(1, 3, 1, 0.0, 1)}
+
+
+def test_limits_in_headers_are_the_requests_own() -> None:
+    parts = three_words()
+    headers = {"x-slo-ttft-ms": "120", "x-slo-tpot-ms": "35.5"}
+    ask(parts, lambda client: client.post("/v1/completions", json=completion(), headers=headers))
+    ask(parts, lambda client: client.post("/v1/completions", json=completion()))
+    (_, _, own), (_, _, usual) = parts.replicas.sent
+    assert (own.ttft_limit_s, own.tbt_limit_s) == (0.12, 0.0355)
+    assert own.own_limits == RequestSlo(0.12, 0.0355)
+    assert (usual.ttft_limit_s, usual.tbt_limit_s, usual.own_limits) == (0.25, 0.1, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-slo-ttft-ms", "soon"),
+        ("x-slo-ttft-ms", "-1"),
+        ("x-slo-ttft-ms", "nan"),
+        ("x-slo-tpot-ms", "inf"),
+        ("x-slo-tpot-ms", "0"),
+        ("x-wattray-tenant", "a b"),
+        ("x-wattray-tenant", "x" * 65),
+        ("x-wattray-tenant", ""),
+    ],
+)
+def test_a_header_that_cannot_be_used_is_refused_by_name(name: str, value: str) -> None:
+    parts = three_words()
+    response = ask(parts, lambda client: client.post("/v1/completions", json=completion(), headers={name: value}))
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == name
+    assert parts.replicas.sent == []
 
 
 def test_usage_comes_at_the_end_of_a_stream_that_asks_for_it() -> None:
