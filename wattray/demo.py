@@ -21,7 +21,7 @@ from train_jobs.job import Job, job_lasting
 from train_jobs.training_result import TrainingResult
 from wattray import lifecycle, run_folder
 from wattray.errors import WattrayError
-from wattray.load_generator import Progress, Sent, replay
+from wattray.load_generator import Endpoint, Progress, Sent, replay
 from wattray.output_files import check_folder, json_text, write_text
 from wattray.ray_head import Ports
 from wattray.report.moments import Moment
@@ -166,7 +166,7 @@ async def _play(
 
     looking = asyncio.create_task(look_forever())
     try:
-        sent = await replay(running.router_url, settings.serve.model_name, trace, changed)
+        sent = await replay(Endpoint(running.router_url, settings.serve.model_name), trace, changed)
     finally:
         looking.cancel()
     lasted_s = time.monotonic() - began_mono_s

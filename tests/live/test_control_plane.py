@@ -18,7 +18,7 @@ from control_plane.simulation.traces import synthetic_conversation
 from serve_apps.naming import pool_app
 from wattray import lifecycle
 from wattray.errors import WattrayError
-from wattray.load_generator import Sent, replay
+from wattray.load_generator import Endpoint, Sent, replay
 from wattray.ray_head import Ports
 
 pytestmark = pytest.mark.ray
@@ -144,7 +144,7 @@ def test_killing_every_control_actor_in_turn_fails_no_request(live) -> None:
 
     async def both() -> list[Sent]:
         killing = asyncio.create_task(kill_in_turn())
-        sent = await replay(live.url, live.settings.serve.model_name, trace)
+        sent = await replay(Endpoint(live.url, live.settings.serve.model_name), trace)
         await killing
         return sent
 
@@ -170,7 +170,7 @@ def test_when_the_managers_are_gone_clocks_go_back_to_full(live) -> None:
 def test_a_pool_scales_with_its_load_and_old_streams_finish(live) -> None:
     trace = synthetic_conversation(25.0, seed=11, scale=1.6)
     before = {replica.replica_id for pool in live.client.status().pools for replica in pool.replicas}
-    sent = asyncio.run(replay(live.url, live.settings.serve.model_name, trace))
+    sent = asyncio.run(replay(Endpoint(live.url, live.settings.serve.model_name), trace))
     assert [result.error for result in sent if result.error is not None] == []
     asked = [decision for decision in live.client.explain(200) if " x TP" in decision.action]
     assert asked, before
@@ -223,7 +223,7 @@ def test_a_dying_replica_fails_only_the_answers_it_had_begun(live) -> None:
 
     async def both() -> list[Sent]:
         killing = asyncio.create_task(kill_a_replica())
-        sent = await replay(live.url, live.settings.serve.model_name, trace)
+        sent = await replay(Endpoint(live.url, live.settings.serve.model_name), trace)
         await killing
         return sent
 

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 
 from control_plane.domain import Request, Slo
-from wattray.load_generator import Sent, replay
+from wattray.load_generator import Endpoint, Sent, replay
 
 
 async def _complete(request: web.Request) -> web.StreamResponse:
@@ -57,7 +57,7 @@ def play(trace: list[Request]) -> list[Sent]:
         await site.start()
         port = runner.addresses[0][1]
         try:
-            return await replay(f"http://127.0.0.1:{port}", "m", trace)
+            return await replay(Endpoint(f"http://127.0.0.1:{port}", "m"), trace)
         finally:
             await runner.cleanup()
 
