@@ -14,6 +14,7 @@ from control_plane.serving.arrival_log import Answers, ArrivalLog
 from control_plane.serving.load_forecast import Arrival, Forecast, WindowForecaster
 from control_plane.serving.policy import Needs, Policy, RoutedRequest
 from control_plane.serving.routing import Candidate, Route
+from control_plane.serving.rules import PhaseRule, RuledRouter
 from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
 from control_plane.settings import ForecastSettings, PoolSettings
 
@@ -30,6 +31,11 @@ class RouterHost:
         self._arrivals: list[Arrival] = []
         self._sees_past, self._slo = policy.needs.recent, slo or Slo()
         self._answers = Answers()
+
+    @property
+    def rule(self) -> PhaseRule | None:
+        """The router's choices as data, where they follow from data."""
+        return self._router.rule if isinstance(self._router, RuledRouter) else None
 
     def admit(self, now_s: float, request: RoutedRequest) -> float:
         """Note an arrival once it is certain that it will be served; returns its expected output tokens."""
