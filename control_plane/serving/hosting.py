@@ -30,7 +30,7 @@ class RouterHost:
         self._keep_arrivals = keep_arrivals
         self._arrivals: list[Arrival] = []
         self._sees_past, self._slo = policy.needs.recent, slo or Slo()
-        self._answers = Answers()
+        self._answered = self._late = 0
 
     @property
     def rule(self) -> PhaseRule | None:
@@ -63,12 +63,14 @@ class RouterHost:
     def first_token(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
         """The client has its first token, ``ttft_s`` after it asked."""
         if self._sees_past:
-            self._answers += Answers(1, int(ttft_s > self._slo.ttft_s(InputClass.of(input_tokens))))
+            self._answered += 1
+            self._late += ttft_s > self._slo.ttft_s(InputClass.of(input_tokens))
         self._router.first_token(key, replica_id)
 
     def take_answers(self) -> Answers:
         """What became of requests since the last call; nothing unless the policy needs the past."""
-        taken, self._answers = self._answers, Answers()
+        taken = Answers(self._answered, self._late)
+        self._answered = self._late = 0
         return taken
 
     def ended(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
