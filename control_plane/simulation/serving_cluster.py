@@ -399,11 +399,15 @@ class SimulatedCluster:
             )
 
     def _refuse_to_wait_for_ever(self) -> None:
-        if self._backlog and not len(self._replicas) and self._loop.arrived == len(self._trace):
-            waited_s = (self._now_ps - self._columns.arrival_ps[self._backlog[0]]) / PS_PER_S
+        if self._loop.arrived < len(self._trace):
+            return
+        for waiting, role in ((self._backlog, self._entry_role), (self._kv.waiting, Role.DECODE)):
+            if not waiting or any(hosted.role is role for hosted in self._replicas):
+                continue
+            waited_s = (self._now_ps - self._columns.arrival_ps[waiting[0]]) / PS_PER_S
             if waited_s > _STUCK_S:
                 raise RuntimeError(
-                    f"{len(self._backlog)} requests have waited for {waited_s:.0f} s and the fleet runs no replica"
+                    f"{len(waiting)} requests have waited for {waited_s:.0f} s and the fleet runs no {role} replica"
                 )
 
     def _outcome(self, complete: bool) -> Simulated:
