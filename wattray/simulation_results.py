@@ -18,7 +18,12 @@ def as_json(answer: Answer, names: tuple[str, ...], requests: Trace) -> dict[str
     effort = answer.effort
     return {
         "policies": {
-            name: {**asdict(answer.scores[name]), "energy_saved_ratio": answer.saved_ratio(name)}
+            name: {
+                **asdict(answer.scores[name]),
+                "energy_saved_ratio": answer.saved_ratio(name),
+                "slo_held": answer.holds(name),
+                **({"fleet": answer.fleets[name]} if name in answer.fleets else {}),
+            }
             for name in shown(answer, names)
         },
         "simulator": {
@@ -30,6 +35,7 @@ def as_json(answer: Answer, names: tuple[str, ...], requests: Trace) -> dict[str
         },
         "bound_energy_j": answer.bound.energy_j,
         "single_pool": {"replicas": answer.baseline_replicas, "sizing_runs": answer.sizing_runs},
+        "attainment": answer.attainment,
         "gpus": answer.gpus,
         "idle_gpus_billed": answer.idle_gpus,
     }
@@ -101,9 +107,9 @@ def result_table(answer: Answer, names: tuple[str, ...], requests: Trace) -> Tab
     for name in shown(answer, names):
         line = answer.scores[name]
         table.add_row(
-            name,
+            f"{name}: {answer.fleets[name]}" if name in answer.fleets else name,
             f"{line.energy_j / 3.6e6:,.2f}",
-            f"{answer.saved_ratio(name):.1%}",
+            f"{answer.saved_ratio(name):.1%}" if answer.holds(name) else "SLO missed",
             f"{line.slo_attainment:.2%}",
             f"{line.lost:,}",
             f"{line.ttft_p50_s * 1000:,.0f} / {line.ttft_p99_s * 1000:,.0f} ms",
@@ -111,6 +117,7 @@ def result_table(answer: Answer, names: tuple[str, ...], requests: Trace) -> Tab
             f"{line.gpu_hours:,.1f}",
             f"{line.instances_peak:,}",
             f"{line.reconfigurations:,}",
+            style=None if answer.holds(name) else "red",
         )
     baseline_j = answer.scores[SINGLE_POOL].energy_j
     table.add_row(

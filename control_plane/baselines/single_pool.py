@@ -9,7 +9,7 @@ __all__ = ["POOL", "SinglePool"]
 
 
 class SinglePool(HostedPolicy):
-    """``replicas`` equal replicas, never changed, in virtual time."""
+    """``replicas`` equal replicas at one clock (the highest where none is given), never changed, in virtual time."""
 
-    def __init__(self, replicas: int, tp: int = 8) -> None:
-        super().__init__(SinglePoolPolicy(replicas, tp), ForecastSettings(), replicas * tp)
+    def __init__(self, replicas: int, tp: int = 8, freq_mhz: int | None = None) -> None:
+        super().__init__(SinglePoolPolicy(replicas, tp, freq_mhz), ForecastSettings(), replicas * tp)

@@ -85,7 +85,13 @@ class ReplicaRow(Protocol):
     outbox: int
     """Requests whose KV cache waits here or is on its way: until it arrives the replica is held."""
     governed: int
-    """A governor is asked at every arrival. It is a call into Python now; another value may name a rule in arrays."""
+    """A governor is called at every arrival."""
+    rule: int
+    """The governor's rule where it is one in arrays, ``NONE`` where it is called or there is none."""
+    wished: int
+    """Which of the rule's clocks it asked for last; ``NONE`` before it was asked."""
+    node: int
+    """Where all its GPUs are, ``NONE`` where they are on several nodes."""
     energy_wps: float
     """Drawn in completed runs of iterations."""
     seat_energy_wps: float
@@ -113,6 +119,8 @@ class Seat(Protocol):
     """Prefilled elsewhere and not yet in the batch: its KV cache and first token are here."""
     leaves: int
     """It is handed over once it is prefilled."""
+    due_s: float
+    """When its first token is due, where the loop routes by a rule."""
     paid_wps: float
     """``seat_energy_wps`` when it began to decode, less what it paid before."""
 
@@ -166,11 +174,13 @@ class Outcomes(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """``done``: room for who completes in one step. ``handed``: room for who is prefilled and leaves. ``log``: what
-    policies are still to be told, replica << 33 | request << 1 | (0 first token, 1 ended)."""
+    """``done``: room for who completes in one step. ``handed`` and ``due_s``: room for who is prefilled and leaves, and
+    when its first token is due. ``log``: what policies are still to be told, replica << 33 | request << 1 | (0 first
+    token, 1 ended); below 0 an arrival, ~request."""
 
     done: Integers
     handed: Integers
+    due_s: Floats
     log: Integers
 
 
@@ -196,6 +206,7 @@ def submit(
     speeds: Speeds,
     batches: Batches,
     outcomes: Outcomes,
+    scratch: Scratch,
 ) -> None:
     """Queue a request; there is a free seat and the KV cache could hold it."""
     taken = tally.free_seat
@@ -220,7 +231,7 @@ def submit(
     batches.load[r] += input_tokens
     if row.wake_ps == NEVER:
         row.idle_ps += now_ps - row.start_ps
-        begin(row, r, now_ps, seats, speeds, batches, outcomes)
+        begin(row, r, now_ps, seats, tally, speeds, batches, outcomes, scratch)
     elif row.repeats > 1 and row.waiting == 1:
         # Somebody who waited before is either next in line already or blocks the line until a finish.
         cut(row, now_ps)
@@ -261,8 +272,8 @@ def fire(
     batches: Batches,
     outcomes: Outcomes,
     scratch: Scratch,
-) -> None:
-    """End the run of iterations, at ``wake_ps``, and begin the next."""
+) -> int:
+    """End the run of iterations, at ``wake_ps``, and begin the next. Returns how many requests are complete."""
     ends, seated, kinds, load = batches
     lasted_ps = now_ps - row.start_ps
     spent_wps = row.power_w * lasted_ps
@@ -310,7 +321,8 @@ def fire(
                 tally.logged += 1
     if row.context + row.reserved > row.room:
         preempt_until_it_fits(row, r, now_ps, seats, batches, outcomes)
-    begin(row, r, now_ps, seats, speeds, batches, outcomes)
+    begin(row, r, now_ps, seats, tally, speeds, batches, outcomes, scratch)
+    return finished
 
 
 @compiled
@@ -347,18 +359,19 @@ def end_prefill(
         row.prefilling -= 1
         row.reserved -= prompt
         if seat.generated == 0:
+            load[r] += 1 - seat.input_tokens
             if not seat.leaves:
                 outcomes.first_token_ps[seat.key] = now_ps
-            load[r] += 1 - seat.input_tokens
-            if tally.keep_log:
-                scratch.log[tally.logged] = row.number << 33 | seat.key << 1
-                tally.logged += 1
+                if tally.keep_log:
+                    scratch.log[tally.logged] = row.number << 33 | seat.key << 1
+                    tally.logged += 1
         else:
             outcomes.gaps[seat.kind, gap_bin(float(now_ps - seat.lost_ps))] += 1
         remaining = seat.output_tokens - seat.generated - 1
         if remaining == 0:
             if seat.leaves:
                 scratch.handed[tally.handed] = seat.key
+                scratch.due_s[tally.handed] = seat.due_s
                 tally.handed += 1
                 row.outbox += 1
                 outcomes.replica[seat.key] = row.number
@@ -388,15 +401,17 @@ def begin(
     r: int,
     now_ps: int,
     seats: Sequence[Seat],
+    tally: Tally,
     speeds: Speeds,
     batches: Batches,
     outcomes: Outcomes,
+    scratch: Scratch,
 ) -> None:
     """Admit whom the limits allow and plan the next run of iterations."""
     if row.pending_ps <= now_ps:
         take_clock(row)
     if row.waiting:
-        admit(row, r, now_ps, seats, batches, outcomes)
+        admit(row, r, now_ps, seats, tally, batches, outcomes, scratch)
     decoding = row.decoding
     context = row.context
     row.start_ps = now_ps
@@ -429,7 +444,16 @@ def begin(
 
 
 @compiled
-def admit(row: ReplicaRow, r: int, now_ps: int, seats: Sequence[Seat], batches: Batches, outcomes: Outcomes) -> None:
+def admit(
+    row: ReplicaRow,
+    r: int,
+    now_ps: int,
+    seats: Sequence[Seat],
+    tally: Tally,
+    batches: Batches,
+    outcomes: Outcomes,
+    scratch: Scratch,
+) -> None:
     """First come, first served, while there is room for everyone's next token."""
     while row.waiting:
         taken = row.first_waiting
@@ -442,7 +466,7 @@ def admit(row: ReplicaRow, r: int, now_ps: int, seats: Sequence[Seat], batches: 
         row.first_waiting = seat.following
         row.waiting -= 1
         if seat.kv_arrived:
-            decode_at_once(row, r, taken, now_ps, seats, batches, outcomes)
+            decode_at_once(row, r, taken, now_ps, seats, tally, batches, outcomes, scratch)
             continue
         row.reserved += prompt
         seat.following = NONE
@@ -456,7 +480,15 @@ def admit(row: ReplicaRow, r: int, now_ps: int, seats: Sequence[Seat], batches: 
 
 @compiled
 def decode_at_once(
-    row: ReplicaRow, r: int, taken: int, now_ps: int, seats: Sequence[Seat], batches: Batches, outcomes: Outcomes
+    row: ReplicaRow,
+    r: int,
+    taken: int,
+    now_ps: int,
+    seats: Sequence[Seat],
+    tally: Tally,
+    batches: Batches,
+    outcomes: Outcomes,
+    scratch: Scratch,
 ) -> None:
     """Admit a request whose KV cache and first token came from another replica."""
     ends, seated, kinds, load = batches
@@ -469,6 +501,9 @@ def decode_at_once(
     load[r] += 1 - seat.input_tokens
     seat.paid_wps = row.seat_energy_wps
     outcomes.first_token_ps[seat.key] = now_ps
+    if tally.keep_log:
+        scratch.log[tally.logged] = row.number << 33 | seat.key << 1
+        tally.logged += 1
 
 
 @compiled

@@ -9,15 +9,23 @@ from collections.abc import Sequence
 
 from control_plane.domain import QueueView
 from control_plane.serving.clock_costs import ClockCosts
+from control_plane.serving.rules import DecodeRule, LimitShares, PrefillRule
+
+__all__ = ["DecodeGovernor", "LimitShares", "PrefillGovernor"]
 
 
 class PrefillGovernor:
     """The lowest clock at which every queued prompt is done within ``share(limit)`` of its TTFT limit: all that is
     ahead of it, its own tokens and its own attention, less half a settling time."""
 
-    def __init__(self, costs: Sequence[ClockCosts], least_mhz: int, shares: "LimitShares", settle_s: float) -> None:
-        self._costs = [cost for cost in costs if cost.freq_mhz >= least_mhz] or [costs[-1]]
+    def __init__(self, costs: Sequence[ClockCosts], least_mhz: int, shares: LimitShares, settle_s: float) -> None:
+        self._costs = tuple(cost for cost in costs if cost.freq_mhz >= least_mhz) or (costs[-1],)
         self._shares, self._settle_s = shares, settle_s
+
+    @property
+    def rule(self) -> PrefillRule | None:
+        """None where a subclass may answer differently."""
+        return PrefillRule(self._costs, self._shares, self._settle_s) if type(self) is PrefillGovernor else None
 
     def look(self, queue: QueueView, now_s: float) -> int:
         tokens, deadlines = 0, []
@@ -31,16 +39,6 @@ class PrefillGovernor:
         return self._costs[-1].freq_mhz
 
 
-class LimitShares:
-    """How much of a TTFT limit the engine may use up: the rest is for arrivals that come meanwhile."""
-
-    def __init__(self, shorter: float, long: float, long_from_tokens: int = 1024) -> None:
-        self._shorter, self._long, self._long_from_tokens = shorter, long, long_from_tokens
-
-    def of(self, input_tokens: int) -> float:
-        return self._long if input_tokens >= self._long_from_tokens else self._shorter
-
-
 class DecodeGovernor:
     """The lowest clock at which the next iteration takes no longer than ``limit_s``, everybody who waits included.
     As a batch fills up from ``full_at`` requests to ``most``, the clock rises to the highest: it is about to have no
@@ -48,8 +46,15 @@ class DecodeGovernor:
 
     def __init__(self, costs: Sequence[ClockCosts], least_mhz: int, limit_s: float, full_at: int, most: int) -> None:
         self._full_at, self._most = full_at, most
-        self._costs = [cost for cost in costs if cost.freq_mhz >= least_mhz] or [costs[-1]]
+        self._costs = tuple(cost for cost in costs if cost.freq_mhz >= least_mhz) or (costs[-1],)
         self._limit_s = limit_s
+
+    @property
+    def rule(self) -> DecodeRule | None:
+        """None where a subclass may answer differently."""
+        if type(self) is not DecodeGovernor:
+            return None
+        return DecodeRule(self._costs, self._limit_s, self._full_at, self._most)
 
     def look(self, queue: QueueView, now_s: float) -> int:
         del now_s

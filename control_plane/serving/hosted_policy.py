@@ -12,6 +12,7 @@ from control_plane.serving.hosting import ClusterHost, LoadHost, PoolHost, Route
 from control_plane.serving.load_forecast import Forecast
 from control_plane.serving.policy import Governor, Needs, Policy, RoutedRequest
 from control_plane.serving.routing import Candidate
+from control_plane.serving.rules import PhaseRule
 from control_plane.settings import ForecastSettings
 
 MAX_TOKENS = 4096
@@ -51,6 +52,16 @@ class HostedPolicy:
 
     def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:
         return self._policy.governor(pool, tp, role)
+
+    @property
+    def routing_rule(self) -> PhaseRule | None:
+        """None where a subclass looks at every request."""
+        mine = type(self)
+        looks = mine.route is not HostedPolicy.route or mine.route_decode is not HostedPolicy.route_decode
+        return None if looks else self._router.rule
+
+    def admit(self, now_s: float, input_tokens: int) -> None:
+        self._router.admit(now_s, RoutedRequest(None, input_tokens, MAX_TOKENS))
 
     def first_replicas(self) -> Sequence[SetReplicas]:
         """What to start warm: the plan for the site's first load."""

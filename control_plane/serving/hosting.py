@@ -14,6 +14,7 @@ from control_plane.serving.arrival_log import Answers, ArrivalLog
 from control_plane.serving.load_forecast import Arrival, Forecast, WindowForecaster
 from control_plane.serving.policy import Needs, Policy, RoutedRequest
 from control_plane.serving.routing import Candidate, Route
+from control_plane.serving.rules import PhaseRule, RuledRouter
 from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
 from control_plane.settings import ForecastSettings, PoolSettings
 
@@ -29,7 +30,12 @@ class RouterHost:
         self._keep_arrivals = keep_arrivals
         self._arrivals: list[Arrival] = []
         self._sees_past, self._slo = policy.needs.recent, slo or Slo()
-        self._answers = Answers()
+        self._answered = self._late = 0
+
+    @property
+    def rule(self) -> PhaseRule | None:
+        """The router's choices as data, where they follow from data."""
+        return self._router.rule if isinstance(self._router, RuledRouter) else None
 
     def admit(self, now_s: float, request: RoutedRequest) -> float:
         """Note an arrival once it is certain that it will be served; returns its expected output tokens."""
@@ -57,12 +63,14 @@ class RouterHost:
     def first_token(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
         """The client has its first token, ``ttft_s`` after it asked."""
         if self._sees_past:
-            self._answers += Answers(1, int(ttft_s > self._slo.ttft_s(InputClass.of(input_tokens))))
+            self._answered += 1
+            self._late += ttft_s > self._slo.ttft_s(InputClass.of(input_tokens))
         self._router.first_token(key, replica_id)
 
     def take_answers(self) -> Answers:
         """What became of requests since the last call; nothing unless the policy needs the past."""
-        taken, self._answers = self._answers, Answers()
+        taken = Answers(self._answered, self._late)
+        self._answered = self._late = 0
         return taken
 
     def ended(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:

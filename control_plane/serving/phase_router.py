@@ -13,26 +13,9 @@ from control_plane.domain import InputClass, PoolName, ReplicaId, Slo
 from control_plane.serving.length_predictor import LengthTable
 from control_plane.serving.policy import HandOver, RoutedRequest
 from control_plane.serving.routing import Candidate, Route
+from control_plane.serving.rules import PhaseRule, PhaseRules
 
-
-@dataclass(frozen=True, slots=True)
-class PhaseRules:
-    """Knobs of routing, the same for every trace. Chosen on the Azure 2023 traces, simulated."""
-
-    handicap_tokens: Mapping[tuple[PoolName, InputClass], int]
-    """Queued tokens that a pool counts more for a request of a class that is not its own."""
-    hopeless_ratio: float = 0.85
-    """A prompt that would take longer than this share of its TTFT limit at full clock gives way to others."""
-    most_overflow_s: float = 20.0
-    """Work that is put before one replica at most."""
-    most_decoding: int = 200
-    """Requests in a decode replica's batch."""
-    grown_tokens: float = 400.0
-    """By how much a request's context is expected to grow at most."""
-    most_kv_ratio: float = 0.9
-    link_share: float = 0.5
-    """Of the time that is left until its TTFT limit, a request may wait for the link so much."""
-    most_link_wait_s: float = 0.3
+__all__ = ["PhaseRouter", "PhaseRules", "in_order_of_start"]
 
 
 @dataclass(slots=True)
@@ -56,9 +39,17 @@ class PhaseRouter:
         self._prefilling: dict[Hashable, tuple[ReplicaId, int, float]] = {}
         self._decodes: dict[Hashable, tuple[ReplicaId, float]] = {}
         self._grouped: Sequence[Candidate] = ()
-        self._by_class: dict[InputClass, list[tuple[int, Candidate]]] = {}
+        self._by_class: dict[InputClass, list[tuple[int, Candidate]]] = {name: [] for name in InputClass}
         self._decoders: Sequence[Candidate] = ()
         self._in_order: list[tuple[ReplicaId, float]] = []
+
+    @property
+    def rule(self) -> PhaseRule | None:
+        """None where a subclass may answer differently."""
+        if type(self) is not PhaseRouter:
+            return None
+        limits_s = self._slo.ttft_short_s, self._slo.ttft_medium_s, self._slo.ttft_long_s
+        return PhaseRule(self._rules, limits_s, self._token_s, self._kv_tokens)
 
     def expected_tokens(self, input_tokens: int, max_tokens: int) -> float:
         return self._lengths.expected_tokens(input_tokens, max_tokens)
@@ -90,9 +81,8 @@ class PhaseRouter:
         limit_s = self._prefilled(key)
         if candidates is not self._decoders:
             self._decoders = candidates
-            ordered = sorted(candidates, key=lambda candidate: _number(candidate.replica_id))
             most = self._rules.most_kv_ratio
-            self._in_order = [(c.replica_id, most * self._kv_tokens[c.pool]) for c in ordered]
+            self._in_order = [(c.replica_id, most * self._kv_tokens[c.pool]) for c in in_order_of_start(candidates)]
         chosen = self._decoder(now_s, input_tokens, limit_s)
         if chosen is None:
             return None
@@ -171,6 +161,11 @@ class PhaseRouter:
             name: [(handicaps.get((candidate.pool, name), 0), candidate) for candidate in candidates]
             for name in InputClass
         }
+
+
+def in_order_of_start(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Decode replicas as they are filled."""
+    return sorted(candidates, key=lambda candidate: _number(candidate.replica_id))
 
 
 def _number(replica_id: ReplicaId) -> tuple[int, str]:

@@ -19,6 +19,7 @@ from control_plane.simulation.serving_cluster import ClusterTimes, SimulatedClus
 from control_plane.simulation.sizing import Watch, fewest_replicas
 from control_plane.simulation.trace import Trace
 from control_plane.simulation.what_if import hosted_policy
+from control_plane.simulation.yardsticks import YARDSTICKS, Contest, Play
 
 SETTLE_S = 60.0
 """Every policy is billed until this long after the last arrival (longer only if it is not done by then)."""
@@ -68,7 +69,15 @@ class Answer:
     bound: Bound
     gpus: int
     idle_gpus: int
+    attainment: float = 0.99
+    fleets: Mapping[str, str] = field(default_factory=dict)
+    """Of yardsticks: what was found."""
     effort: Effort = field(default_factory=Effort)
+
+    def holds(self, name: str) -> bool:
+        """Whether this policy holds the SLO for the share of requests that was asked for. What one saves that does not
+        is no saving at equal service."""
+        return self.scores[name].slo_attainment >= self.attainment
 
     def saved_ratio(self, name: str) -> float:
         """Share of the baseline's energy that this policy saves."""
@@ -100,8 +109,17 @@ def compare(
     gpus = max(64, ROOM_FACTOR * baseline_gpus) if question.gpus is None else question.gpus
     idle_gpus = question.idle_gpus(baseline_gpus)
     idle_gpu_w = 0.0 if question.idle is IdleGpus.RELEASED else profile.gpu.idle_w
+    contest = Contest(
+        *(trace, profile, question.settings, tables, question.attainment, gpus, idle_gpu_w, replicas),
+        runner.searching(effort, idle_gpus),
+    )
+    fleets = {}
     for name in question.policies:
-        if name != SINGLE_POOL:
+        if name in YARDSTICKS:
+            found = YARDSTICKS[name](contest)
+            fleets[name] = found.fleet
+            marks.give(name, found.outcome, Effort(), effort)
+        elif name != SINGLE_POOL:
             fleet = hosted_policy(name, trace, question.settings, profile, gpus, idle_gpu_w)
             marks.give(name, *runner.run(name, trace, fleet, idle_gpus, gpus), effort)
     bound = energy_bound(
@@ -113,7 +131,18 @@ def compare(
         attainment=question.attainment,
         progress=lambda share: progress("bound", share),
     )
-    return Answer(marks.scores, marks.curves, replicas, sizing_runs, bound, gpus, idle_gpus, effort)
+    return Answer(
+        marks.scores,
+        marks.curves,
+        replicas,
+        sizing_runs,
+        bound,
+        gpus,
+        idle_gpus,
+        attainment=question.attainment,
+        fleets=fleets,
+        effort=effort,
+    )
 
 
 class _Marks:
@@ -146,6 +175,16 @@ class _Runner:
         settings = question.settings
         startup_s = settings.sharding.startup_s if question.startup_s is None else question.startup_s
         self._times = ClusterTimes.for_startup(startup_s)
+
+    def searching(self, effort: Effort, idle_gpus: int) -> Play:
+        """Runs that look for a yardstick, charged to the sizing."""
+
+        def play(label: str, trace: Trace, fleet: Fleet, gpus: int | None, watch: Watch | None) -> Simulated:
+            outcome, one = self.run(label, trace, fleet, idle_gpus, gpus, watch)
+            effort.sizing_cpu_s += one.cpu_s + one.policy_cpu_s
+            return outcome
+
+        return play
 
     @staticmethod
     def until_s(trace: Trace) -> float:

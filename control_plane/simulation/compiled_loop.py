@@ -5,12 +5,12 @@ asked. Where the fleet always takes the quickest first token, the kernel routes 
 two control steps.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from control_plane.domain import ReplicaId, Slo
 from control_plane.hardware.replica_kernel import (
     NEVER,
     NONE,
@@ -26,9 +26,12 @@ from control_plane.hardware.replica_kernel import (
     record_of,
     running_completed,
 )
+from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.hardware.request_columns import RequestColumns
 from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.serving.routing import Candidate
+from control_plane.serving.rules import GovernorRule
+from control_plane.simulation.compiled_rules import NO_ROUTES, RouteBook, RuleBook, longer
 from control_plane.simulation.event_loop import NOWHERE, LoopHost, ReplicaEngine
 from control_plane.simulation.loop_kernel import (
     ABOUT,
@@ -37,14 +40,17 @@ from control_plane.simulation.loop_kernel import (
     DONE,
     DRAINED,
     FLYING,
+    FLYING_FULL,
     HANDED,
     LOG_BITS,
     LOG_FULL,
     LOOK,
     MOMENT,
+    RULED,
     SEATS_FULL,
     SENT,
     STATUS_BITS,
+    STRANDED,
     TARGET,
     THROUGH,
     UNDELIVERED,
@@ -55,9 +61,12 @@ from control_plane.simulation.loop_kernel import (
     change_clock,
     dialogue,
     enter,
+    look_at_all,
     quickest,
+    send_on,
     settle,
 )
+from control_plane.simulation.phase_kernel import leave_decode, to_prefill
 from control_plane.simulation.token_gaps import GapHistogram
 from control_plane.simulation.trace import Trace
 
@@ -79,8 +88,12 @@ class Compiled:
         host: LoopHost,
         tables: Sequence[ShapeTables],
         self_routing: bool,
+        slo: Slo,
+        routes: RouteBook | None = None,
     ) -> None:
+        """``slo``: the limits that governors see. ``routes``: the router's rule, for phases apart."""
         self._host, self._self_routing = host, self_routing
+        self._rules, self._routes = RuleBook(slo), routes
         self._arrivals = trace.blocks()
         most_requests = max(t.limits.batch_requests for t in tables)
         most_tokens = max(t.limits.batch_tokens for t in tables)
@@ -104,8 +117,8 @@ class Compiled:
         self._tally["free_seat"] = self._tally["drained"] = NONE
         self._tally["keep_log"] = not self_routing
         self._offer = Offer(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
-        self._post = np.zeros(TARGET + 1, np.int64)
-        self._post[CHOSEN] = NONE
+        self._post = np.zeros(RULED + 1, np.int64)
+        self._post[CHOSEN], self._post[RULED] = NONE, routes is not None
         self._transfers = Transfers(
             np.zeros((_FIRST_TRANSFERS, 6), np.int64), np.zeros((_FIRST_TRANSFERS, 6), np.int64)
         )
@@ -123,6 +136,7 @@ class Compiled:
         self._scratch = Scratch(
             np.zeros(self._widest, np.int64),
             np.zeros(self._widest, np.int64),
+            np.zeros(self._widest),
             np.zeros(_LOG_ENTRIES + 4 * self._widest, np.int64),
         )
 
@@ -143,7 +157,13 @@ class Compiled:
         return int(self._tally["now_ps"][0])
 
     def place(
-        self, number: int, tables: ShapeTables, now_ps: int, prefills_only: bool = False, governed: bool = False
+        self,
+        number: int,
+        tables: ShapeTables,
+        now_ps: int,
+        prefills_only: bool = False,
+        governed: bool = False,
+        node: int = NOWHERE,
     ) -> ReplicaEngine:
         if not self._free_rows:
             self._add_rows()
@@ -152,6 +172,8 @@ class Compiled:
         gpu, limits = tables.gpu, tables.limits
         self._rows[r] = np.zeros((), _ROW)
         self._batches.kinds[r] = self._batches.load[r] = 0
+        if self._routes is not None:
+            self._routes.clear(r)
         values = {
             "number": number,
             "wake_ps": NEVER,
@@ -169,6 +191,8 @@ class Compiled:
             "idle_w": tables.idle_w,
             "prefills_only": prefills_only,
             "governed": governed,
+            "rule": NONE,
+            "node": node,
         }
         for name, value in values.items():
             self._rows[r][name] = value
@@ -187,6 +211,77 @@ class Compiled:
 
     def drain(self, number: int) -> None:
         self._rows[self._row_of[number]]["draining"] = 1
+
+    def govern(self, number: int, rule: GovernorRule, clocks_mhz: Sequence[int]) -> None:
+        """From now on a replica's clock follows a rule; ``clocks_mhz`` is what each of the rule's clocks is within the
+        bounds of now."""
+        r, tables = self._row_of[number], self._tables[number]
+        found = self._rules.number(rule)
+        if found is None:
+            found = self._rules.add(rule)
+            self._end_talk()
+        if self._rows[r]["rule"] == NONE:
+            self._rows[r]["wished"] = NONE
+        self._rows[r]["rule"], self._rows[r]["governed"] = found, False
+        for i, mhz in enumerate(clocks_mhz):
+            clock_mhz = tables.gpu.supported_at_most(mhz)
+            entry = clock_mhz, self._table(tables, clock_mhz), tables.attention_ps(clock_mhz)
+            self._rules.arrays.clocks[r, i] = entry
+
+    def wished(self, number: int) -> int | None:
+        """Which of its rule's clocks a replica asked for last."""
+        found = int(self._rows[self._row_of[number]]["wished"])
+        return None if found == NONE else found
+
+    def look(self, numbers: Sequence[int], now_ps: int) -> None:
+        """Ask the rules of these replicas for their clocks."""
+        rows, seats, _ = self._records
+        which = np.array([self._row_of[number] for number in numbers], np.int64)
+        look_at_all(rows, which, now_ps, seats, self._tree, self._demand, self._rules.arrays)
+
+    def offer_phases(
+        self, prefills: Sequence[Candidate], decodes: Sequence[Candidate], numbers: Mapping[ReplicaId, int]
+    ) -> None:
+        """The replicas that prompts and prefilled requests may go to from now on, and their numbers by id."""
+        routes = self._routed()
+        rows = {c.replica_id: self._row_of[numbers[c.replica_id]] for c in (*prefills, *decodes)}
+        routes.offer(prefills, decodes, rows)
+        self._end_talk()
+
+    def route(self, position: int) -> int:
+        """Where the rule sends a request, which is booked there: a replica's number, or ``NOWHERE``."""
+        routes, inputs = self._routed().arrays, int(self._demand.input_tokens[position])
+        r = to_prefill(routes, inputs, int(self._demand.types[position]) // 3)
+        if r == NONE:
+            return NOWHERE
+        routes.queued[r] += inputs
+        return int(self._rows[r]["number"])
+
+    def send_on(self, position: int, source: int, now_ps: int) -> int:
+        """Send a prefilled request that had to wait for a decode replica: what ``loop_kernel.send_on`` returns."""
+        if self._post[FLYING] + self._post[SENT] >= len(self._transfers.flying):
+            self._add_transfers()
+        rows, _, tallies = self._records
+        return send_on(
+            *(rows, self._row_of[source], position, now_ps, 0.0, self._post, tallies[0]),
+            *(self._demand, self._outcomes, self._transfers, self._routed().arrays),
+        )
+
+    def dropped(self, number: int, position: int) -> None:
+        """A request will not be served where the rule sent it."""
+        r = self._row_of.get(number)
+        if r is None:
+            return
+        routes, inputs = self._routed().arrays, int(self._demand.input_tokens[position])
+        if self._rows[r]["prefills_only"]:
+            routes.queued[r] -= inputs
+        else:
+            leave_decode(routes, r, inputs)
+
+    def _routed(self) -> RouteBook:
+        if self._routes is None:
+            raise RuntimeError("this loop has no rule to route by")
+        return self._routes
 
     def offer(self, candidates: Sequence[tuple[int, Candidate]]) -> None:
         """The replicas, by number, that arrivals may go to from now on."""
@@ -207,9 +302,12 @@ class Compiled:
         if self._tally["free_seat"][0] == NONE:
             self._add_seats()
         rows, seats, tallies = self._records
+        r, due_s = self._row_of[number], 0.0
+        if self._routes is not None:
+            due_s = now_ps / float(PS_PER_S) + self._routes.arrays.limits_s[self._demand.types[position] // 3]
         enter(
-            *(rows, self._row_of[number], position, now_ps, 0, seats, tallies, self._tree),
-            *(self._demand, self._speeds, self._batches, self._outcomes),
+            *(rows, r, position, now_ps, 0, due_s, seats, tallies, self._tree),
+            *(self._demand, self._speeds, self._batches, self._outcomes, self._scratch),
         )
 
     def send_kv(self, position: int, source: int, target: int, arrives_ps: int) -> None:
@@ -247,6 +345,13 @@ class Compiled:
                 return
             elif status == SEATS_FULL:
                 self._add_seats()
+            elif status == FLYING_FULL:
+                self._add_transfers()
+            elif status == STRANDED:
+                stranded = self._scratch.handed[: post[ABOUT]].tolist()
+                now_ps = post[MOMENT]
+                for entry in stranded:
+                    host.stranded(entry >> 1, bool(entry & 1), now_ps)
             elif status == UNDELIVERED:
                 host.undelivered(post[ABOUT], post[TARGET], post[MOMENT])
             elif status != LOG_FULL:
@@ -277,6 +382,7 @@ class Compiled:
             self._dialogue = dialogue(
                 *(self._post, *self._records, self._tree, self._offer),
                 *(self._demand, self._speeds, self._batches, self._outcomes, self._scratch, self._transfers),
+                *(self._rules.arrays, NO_ROUTES if self._routes is None else self._routes.arrays),
             )
         return self._dialogue.__next__
 
@@ -293,7 +399,7 @@ class Compiled:
             self._dialogue, self._post[UNTIL] = None, until_ps
 
     def _arrival(self) -> tuple[int, int, int, int]:
-        if not self._self_routing:
+        if not self._self_routing and self._routes is None:
             return next(self._arrivals)
         work, position = self._demand, self.arrived - 1
         tokens = int(work.input_tokens[position]), int(work.output_tokens[position])
@@ -363,8 +469,11 @@ class Compiled:
         self._end_talk()
         before = len(self._rows)
         count = max(_FIRST_ROWS, 2 * before)
-        self._rows = _longer(self._rows, count)
-        self._batches = Batches(*(_longer(column, count) for column in self._batches))
+        self._rows = longer(self._rows, count)
+        self._batches = Batches(*(longer(column, count) for column in self._batches))
+        self._rules.rows(count)
+        if self._routes is not None:
+            self._routes.rows(count)
         self._free_rows += range(count - 1, before - 1, -1)
         leaves = self._tree[len(self._tree) // 2 :][:before]
         self._tree = np.full(2 * count, NONE, np.int64)
@@ -375,14 +484,14 @@ class Compiled:
     def _add_transfers(self) -> None:
         self._end_talk()
         flying, sent = self._transfers
-        self._transfers = Transfers(_longer(flying, 2 * len(flying)), _longer(sent, 2 * len(sent)))
+        self._transfers = Transfers(longer(flying, 2 * len(flying)), longer(sent, 2 * len(sent)))
         self._sent = self._transfers.sent.reshape(-1).data
 
     def _add_seats(self) -> None:
         self._end_talk()
         before = len(self._seats)
         count = max(_FIRST_SEATS, 2 * before)
-        self._seats = _longer(self._seats, count)
+        self._seats = longer(self._seats, count)
         self._seats["following"][before : count - 1] = np.arange(before + 1, count)
         self._seats["following"][count - 1] = NONE
         self._tally["free_seat"] = before
@@ -457,10 +566,3 @@ class CompiledReplica:
 
     def abandon(self, now_ps: int) -> list[int]:
         return self._loop.abandon(self._row, now_ps)
-
-
-def _longer(column: "NDArray[Any]", count: int) -> "NDArray[Any]":
-    """The same with zeros behind, ``count`` in all."""
-    longer = np.zeros((count, *column.shape[1:]), column.dtype)
-    longer[: len(column)] = column
-    return longer

@@ -13,6 +13,8 @@ from control_plane.hardware.shape_tables import ShapeTables
 
 NOWHERE = -1
 """The replica of a request that waits for one or is lost."""
+NO_DECODER, TOO_LARGE, SENT_ON = range(3)
+"""What became of a prefilled request: no decode replica there, more than the KV cache of the one chosen, on its way."""
 
 
 class ReplicaEngine(Protocol):
@@ -71,11 +73,17 @@ class LoopHost(Protocol):
         ...
 
     def logged(self, entries: Sequence[int]) -> None:
-        """First tokens and completions: replica << 33 | request << 1 | (0 first token, 1 complete)."""
+        """First tokens, when the client has them, and completions: replica << 33 | request << 1 | (0 first token, 1
+        complete). Where the loop routes by a rule also arrivals: ~request."""
         ...
 
     def hand_over(self, number: int, now_ps: int, positions: Sequence[int]) -> None:
         """A prefill replica is done with these requests, which have tokens left to decode; its outbox holds them."""
+        ...
+
+    def stranded(self, position: int, too_large: bool, now_ps: int) -> None:
+        """Where the loop hands over by a rule: a prefilled request found no decode replica, or one whose KV cache it
+        exceeds. It keeps its place in the outbox."""
         ...
 
     def undelivered(self, position: int, target: int, now_ps: int) -> None:
@@ -116,10 +124,17 @@ class EventLoop(Protocol):
         ...
 
     def place(
-        self, number: int, tables: ShapeTables, now_ps: int, prefills_only: bool = False, governed: bool = False
+        self,
+        number: int,
+        tables: ShapeTables,
+        now_ps: int,
+        prefills_only: bool = False,
+        governed: bool = False,
+        node: int = NOWHERE,
     ) -> ReplicaEngine:
         """A new replica; numbers count up from 0. ``prefills_only``: its requests are handed over after their first
-        token. ``governed``: the host is told of every arrival."""
+        token. ``governed``: the host is told of every arrival. ``node``: where all its GPUs are, ``NOWHERE`` where they
+        are on several."""
         ...
 
     def remove(self, number: int) -> None: ...

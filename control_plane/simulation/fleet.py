@@ -7,6 +7,7 @@ from control_plane.actions import SetReplicas, Step
 from control_plane.domain import PoolName, ReplicaId, ReplicaView, Role
 from control_plane.serving.policy import Governor, Needs
 from control_plane.serving.routing import Candidate
+from control_plane.serving.rules import PhaseRule
 
 
 class Fleet(Protocol):
@@ -48,6 +49,18 @@ class Fleet(Protocol):
         ...
 
     def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step: ...
+
+
+@runtime_checkable
+class RuledFleet(Protocol):
+    """A fleet with phases apart whose ``route`` and ``route_decode`` may follow from a rule alone: a simulator may
+    choose for it, and tells it of arrivals, first tokens and completions in the order in which they came."""
+
+    @property
+    def routing_rule(self) -> PhaseRule | None: ...
+    def admit(self, now_s: float, input_tokens: int) -> None:
+        """A request came and was routed by the rule."""
+        ...
 
 
 @runtime_checkable

@@ -28,16 +28,26 @@ from control_plane.hardware.replica_kernel import (
     set_clock,
     submit,
 )
+from control_plane.simulation.event_loop import NO_DECODER, SENT_ON, TOO_LARGE
+from control_plane.simulation.governor_kernel import ATTENTION, CLOCK, PS_PER_S, TABLE, Rules, wished
+from control_plane.simulation.phase_kernel import (
+    Routes,
+    book_links,
+    leave_decode,
+    to_decode,
+    to_prefill,
+)
 
-DONE, ARRIVAL, LOG_FULL, SEATS_FULL, DRAINED, HANDED, UNDELIVERED, LOOK = range(8)
+DONE, ARRIVAL, LOG_FULL, SEATS_FULL, DRAINED, HANDED, UNDELIVERED, LOOK, STRANDED, FLYING_FULL = range(10)
 """Why ``play`` returned; its answer's upper bits count log entries and, above them, name the row it is about."""
-STATUS_BITS, LOG_BITS = 3, 29
+STATUS_BITS, LOG_BITS = 4, 28
 
-UNTIL, THROUGH, CHOSEN, SENT, FLYING, MOMENT, ABOUT, TARGET = range(8)
+UNTIL, THROUGH, CHOSEN, SENT, FLYING, MOMENT, ABOUT, TARGET, RULED = range(9)
 """Places in ``post``, the numbers that Python and ``play`` exchange. To ``play``: until when, whether KV caches that
-arrive at that very moment are taken too, the row of the arrival that it asked about (or ``NONE``), and how many KV
-caches were sent. Both ways: how many are on their way. Back: the moment of what it returned for, how many requests are
-handed over or which request could not be delivered, and the number of the replica that it was meant for."""
+arrive at that very moment are taken too, the row of the arrival that it asked about (or ``NONE``), how many KV
+caches were sent, and whether requests are routed by ``Routes``. Both ways: how many are on their way. Back: the moment
+of what it returned for, how many requests are handed over or could not be or which one could not be delivered, and the
+number of the replica that it was meant for."""
 
 
 class Transfers(NamedTuple):
@@ -106,6 +116,7 @@ def enter(
     position: int,
     now_ps: int,
     kv_arrived: int,
+    due_s: float,
     seats: Sequence[Seat],
     tallies: Sequence[Tally],
     tree: Integers,
@@ -113,8 +124,10 @@ def enter(
     speeds: Speeds,
     batches: Batches,
     outcomes: Outcomes,
+    scratch: Scratch,
 ) -> None:
-    """Submit a request to a row; there is a free seat. A row that only prefills answers with one token."""
+    """Submit a request to a row; there is a free seat. A row that only prefills answers with one token, due at
+    ``due_s`` where that matters."""
     row = rows[r]
     woke_ps = row.wake_ps
     kind = int(demand.types[position])
@@ -125,7 +138,24 @@ def enter(
         leaves = 1 if outputs > 1 else 0
         outputs = 1
     tally = tallies[0]
-    submit(row, r, position, inputs, outputs, kind, kv_arrived, leaves, now_ps, seats, tally, speeds, batches, outcomes)
+    seats[tally.free_seat].due_s = due_s
+    submit(
+        row,
+        r,
+        position,
+        inputs,
+        outputs,
+        kind,
+        kv_arrived,
+        leaves,
+        now_ps,
+        seats,
+        tally,
+        speeds,
+        batches,
+        outcomes,
+        scratch,
+    )
     if row.wake_ps != woke_ps:
         settle(tree, rows, r)
 
@@ -149,6 +179,68 @@ def change_clock(
 
 
 @compiled
+def look(
+    rows: Sequence[ReplicaRow],
+    r: int,
+    now_ps: int,
+    seats: Sequence[Seat],
+    tree: Integers,
+    demand: Demand,
+    rules: Rules,
+) -> None:
+    """A row's rule is asked for a clock, which is set."""
+    row = rows[r]
+    clock = wished(row, now_ps, seats, demand.arrival_ps, rules)
+    row.wished = clock
+    entry = rules.clocks[r, clock]
+    change_clock(rows, r, tree, now_ps, entry[CLOCK], entry[TABLE], entry[ATTENTION])
+
+
+@compiled
+def look_at_all(
+    rows: Sequence[ReplicaRow],
+    which: Integers,
+    now_ps: int,
+    seats: Sequence[Seat],
+    tree: Integers,
+    demand: Demand,
+    rules: Rules,
+) -> None:
+    for r in which:
+        look(rows, r, now_ps, seats, tree, demand, rules)
+
+
+@compiled
+def send_on(
+    rows: Sequence[ReplicaRow],
+    r: int,
+    key: int,
+    now_ps: int,
+    due_s: float,
+    post: Integers,
+    tally: Tally,
+    demand: Demand,
+    outcomes: Outcomes,
+    transfers: Transfers,
+    routes: Routes,
+) -> int:
+    """Send a request that a row has prefilled to a decode replica; there is room among those on their way. Returns
+    what became of it."""
+    inputs = int(demand.input_tokens[key])
+    target = to_decode(routes, inputs, now_ps, due_s)
+    if target == NONE:
+        return NO_DECODER
+    if inputs + demand.output_tokens[key] > rows[target].room:
+        leave_decode(routes, target, inputs)
+        return TOO_LARGE
+    inside = 1 if rows[r].node != NONE and rows[r].node == rows[target].node else 0
+    started_ps: int = outcomes.started_ps[key]
+    arrives_ps = book_links(routes, r, target, inside, inputs, started_ps, now_ps)
+    launch(transfers.flying, post, tally, arrives_ps, key, r, target, rows[target].number)
+    return SENT_ON
+
+
+@compiled
 def play(
     post: Integers,
     rows: Sequence[ReplicaRow],
@@ -162,10 +254,12 @@ def play(
     outcomes: Outcomes,
     scratch: Scratch,
     transfers: Transfers,
+    rules: Rules,
+    routes: Routes,
 ) -> int:
-    """Iterations up to and at a moment, KV caches and arrivals before it. Arrivals go to the quickest of the offer;
-    where that is empty each comes back as ``ARRIVAL``, to be called again with its row. Returns a status, the log's
-    length and a row, as said above."""
+    """Iterations up to and at a moment, KV caches and arrivals before it. Arrivals go where ``Routes`` say, or to the
+    quickest of the offer; where both are empty each comes back as ``ARRIVAL``, to be called again with its row. Returns
+    a status, the log's length and a row, as said above."""
     until_ps: int = post[UNTIL]
     tally = tallies[0]
     count = len(demand.arrival_ps)
@@ -179,7 +273,9 @@ def play(
         came = tally.arrived - 1
         at_ps = demand.arrival_ps[came]
         post[CHOSEN] = NONE
-        enter(rows, chosen, came, at_ps, 0, seats, tallies, tree, demand, speeds, batches, outcomes)
+        enter(rows, chosen, came, at_ps, 0, 0.0, seats, tallies, tree, demand, speeds, batches, outcomes, scratch)
+        if rows[chosen].rule != NONE:
+            look(rows, chosen, at_ps, seats, tree, demand, rules)
         if rows[chosen].governed:
             post[MOMENT] = at_ps
             return LOOK | chosen << STATUS_BITS + LOG_BITS
@@ -187,6 +283,7 @@ def play(
     at_ps = demand.arrival_ps[position] if position < count else NEVER
     due_ps = transfers.flying[0, 0] if post[FLYING] else NEVER
     said = tally.drained == NONE
+    ruled = post[RULED] != 0
     while True:
         if not said:
             drained: int = tally.drained
@@ -196,12 +293,39 @@ def play(
         first: int = tree[1]
         wake_ps = rows[first].wake_ps if first != NONE else NEVER
         if wake_ps <= at_ps and wake_ps <= due_ps and wake_ps <= until_ps and wake_ps != NEVER:
-            if tally.keep_log and tally.logged + 2 * crowd > len(scratch.log):
+            if tally.keep_log and tally.logged + 3 * crowd > len(scratch.log):
                 return LOG_FULL | tally.logged << STATUS_BITS
             row = rows[first]
-            fire(row, first, wake_ps, seats, tally, speeds, batches, outcomes, scratch)
+            if ruled and row.prefills_only and post[FLYING] + row.prefilling > len(transfers.flying):
+                return FLYING_FULL | tally.logged << STATUS_BITS
+            finished = fire(row, first, wake_ps, seats, tally, speeds, batches, outcomes, scratch)
             settle(tree, rows, first)
-            if row.prefills_only and tally.handed:
+            if ruled:
+                for i in range(finished):
+                    inputs = int(demand.input_tokens[scratch.done[i]])
+                    if row.prefills_only:
+                        routes.queued[first] -= inputs
+                    else:
+                        leave_decode(routes, first, inputs)
+                if tally.handed:
+                    stranded = 0
+                    for i in range(tally.handed):
+                        key = scratch.handed[i]
+                        routes.queued[first] -= int(demand.input_tokens[key])
+                        due_s = scratch.due_s[i]
+                        sent = send_on(
+                            rows, first, key, wake_ps, due_s, post, tally, demand, outcomes, transfers, routes
+                        )
+                        if sent != SENT_ON:
+                            scratch.handed[stranded] = key << 1 | (1 if sent == TOO_LARGE else 0)
+                            stranded += 1
+                    tally.handed = 0
+                    due_ps = transfers.flying[0, 0] if post[FLYING] else NEVER
+                    if stranded:
+                        post[MOMENT] = wake_ps
+                        post[ABOUT] = stranded
+                        return STRANDED | tally.logged << STATUS_BITS | first << STATUS_BITS + LOG_BITS
+            elif row.prefills_only and tally.handed:
                 post[MOMENT] = wake_ps
                 post[ABOUT] = tally.handed
                 tally.handed = 0
@@ -211,6 +335,8 @@ def play(
         elif due_ps <= at_ps and due_ps != NEVER and due_ps < until_ps + post[THROUGH]:
             if tally.free_seat == NONE:
                 return SEATS_FULL | tally.logged << STATUS_BITS
+            if tally.keep_log and tally.logged >= len(scratch.log):
+                return LOG_FULL | tally.logged << STATUS_BITS
             now_ps = due_ps
             key = transfers.flying[0, 2]
             source = transfers.flying[0, 3]
@@ -225,7 +351,9 @@ def play(
                 return UNDELIVERED | tally.logged << STATUS_BITS
             rows[source].outbox -= 1
             said = not note_drained(rows[source], source, now_ps, tally)
-            enter(rows, target, key, now_ps, 1, seats, tallies, tree, demand, speeds, batches, outcomes)
+            enter(rows, target, key, now_ps, 1, 0.0, seats, tallies, tree, demand, speeds, batches, outcomes, scratch)
+            if rows[target].rule != NONE:
+                look(rows, target, now_ps, seats, tree, demand, rules)
             if rows[target].governed:
                 post[MOMENT] = now_ps
                 return int(LOOK | tally.logged << STATUS_BITS | target << STATUS_BITS + LOG_BITS)
@@ -233,17 +361,51 @@ def play(
             return DONE | tally.logged << STATUS_BITS
         elif tally.free_seat == NONE:
             return SEATS_FULL | tally.logged << STATUS_BITS
+        elif tally.keep_log and tally.logged >= len(scratch.log):
+            return LOG_FULL | tally.logged << STATUS_BITS
         else:
             tally.arrived = position + 1
-            if len(offer.rows) == 0:
-                return ARRIVAL | tally.logged << STATUS_BITS
             came_ps = at_ps
-            best = quickest(offer, batches.load, int(demand.input_tokens[position]))
-            if demand.input_tokens[position] + demand.output_tokens[position] > rows[best].room:
+            inputs = int(demand.input_tokens[position])
+            kind = int(demand.types[position]) // 3
+            due_s = 0.0
+            if ruled:
+                best = to_prefill(routes, inputs, kind)
+            elif len(offer.rows):
+                best = quickest(offer, batches.load, inputs)
+            else:
+                best = NONE
+            if best == NONE:
+                return ARRIVAL | tally.logged << STATUS_BITS
+            if ruled:
+                scratch.log[tally.logged] = ~position
+                tally.logged += 1
+                due_s = came_ps / PS_PER_S + routes.limits_s[kind]
+            answered = 1 if rows[best].prefills_only else demand.output_tokens[position]
+            if inputs + answered > rows[best].room:
                 tally.lost += 1
                 tally.now_ps = came_ps
             else:
-                enter(rows, best, position, came_ps, 0, seats, tallies, tree, demand, speeds, batches, outcomes)
+                if ruled:
+                    routes.queued[best] += inputs
+                enter(
+                    rows,
+                    best,
+                    position,
+                    came_ps,
+                    0,
+                    due_s,
+                    seats,
+                    tallies,
+                    tree,
+                    demand,
+                    speeds,
+                    batches,
+                    outcomes,
+                    scratch,
+                )
+                if rows[best].rule != NONE:
+                    look(rows, best, came_ps, seats, tree, demand, rules)
                 if rows[best].governed:
                     post[MOMENT] = came_ps
                     return LOOK | tally.logged << STATUS_BITS | best << STATUS_BITS + LOG_BITS
@@ -263,9 +425,16 @@ def note_drained(row: ReplicaRow, r: int, now_ps: int, tally: Tally) -> bool:
 
 @compiled
 def take_off(transfers: Transfers, post: Integers, tally: Tally, i: int) -> None:
-    """Add the i-th KV cache that was sent to the heap of those on their way."""
-    flying = transfers.flying
-    arrives_ps: int = transfers.sent[i, 0]
+    """Add the i-th KV cache that was sent to those on their way."""
+    sent = transfers.sent
+    launch(transfers.flying, post, tally, sent[i, 0], sent[i, 2], sent[i, 3], sent[i, 4], sent[i, 5])
+
+
+@compiled
+def launch(
+    flying: Integers, post: Integers, tally: Tally, arrives_ps: int, key: int, source: int, target: int, number: int
+) -> None:
+    """Add a KV cache to the heap of those on their way."""
     tally.sent += 1
     child: int = post[FLYING]
     post[FLYING] += 1
@@ -275,8 +444,12 @@ def take_off(transfers: Transfers, post: Integers, tally: Tally, i: int) -> None
             break
         flying[child] = flying[parent]
         child = parent
-    flying[child] = transfers.sent[i]
+    flying[child, 0] = arrives_ps
     flying[child, 1] = tally.sent
+    flying[child, 2] = key
+    flying[child, 3] = source
+    flying[child, 4] = target
+    flying[child, 5] = number
 
 
 @compiled
@@ -322,9 +495,14 @@ def dialogue(
     outcomes: Outcomes,
     scratch: Scratch,
     transfers: Transfers,
+    rules: Rules,
+    routes: Routes,
 ) -> Iterator[int]:
     """``play`` again and again: handing the arrays over once instead of at every call saves most of a call's time.
     It holds the arrays until it has come to its end, which a moment below 0 asks for: numba never lets go of what an
     unfinished one was given."""
     while post[UNTIL] >= 0:
-        yield play(post, rows, seats, tallies, tree, offer, demand, speeds, batches, outcomes, scratch, transfers)
+        yield play(
+            *(post, rows, seats, tallies, tree, offer, demand, speeds, batches, outcomes),
+            *(scratch, transfers, rules, routes),
+        )

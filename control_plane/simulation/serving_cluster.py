@@ -25,7 +25,7 @@ from control_plane.simulation.cluster.scaling import Scaling
 from control_plane.simulation.cluster.times import ClusterTimes, NodeFailure
 from control_plane.simulation.cluster.views import ReplicaViews
 from control_plane.simulation.event_loop import NOWHERE, EventLoop
-from control_plane.simulation.fleet import Fleet, QuickestFleet
+from control_plane.simulation.fleet import Fleet, QuickestFleet, RuledFleet
 from control_plane.simulation.outcome import Simulated
 from control_plane.simulation.stepped_loop import Stepped
 from control_plane.simulation.token_gaps import GapHistogram
@@ -80,7 +80,10 @@ class SimulatedCluster:
         self._replicas, self._events, self._slots = Replicas(profile), EventQueue(), GpuSlots(gpus)
         self._billing = Billing((gpus or 0) if idle_gpus is None else idle_gpus, profile.gpu.idle_w)
         self._sampling = Sampling(self._replicas, self._slots, self._billing)
+        self._compiled: Compiled | None = None
         self._self_routing: Compiled | None = None
+        self._by_rule: Compiled | None = None
+        """The loop where it routes by the fleet's rule."""
         self._backlog: list[int] = []
         self._decisions: list[tuple[float, Action]] = []
         self._now_ps = 0
@@ -126,6 +129,7 @@ class SimulatedCluster:
         self._asked = AskedFleet(
             self._fleet, trace, self._columns, self._replicas.names, self._policy_clock_s, learns_nothing
         )
+        self._governors = Governors(self._profile.gpu, self._slo, trace, loop, self._compiled)
         self._scaling = Scaling(
             self._tables,
             self._times,
@@ -135,10 +139,10 @@ class SimulatedCluster:
             self._billing,
             self._events,
             loop,
+            self._governors,
         )
-        self._kv = KvTransfers(self._times, trace, self._columns, self._asked, self._replicas, loop)
+        self._kv = KvTransfers(self._times, trace, self._columns, self._asked, self._replicas, loop, self._by_rule)
         self._views = ReplicaViews(self._fleet.needs, self._slo, trace, self._columns, self._replicas)
-        self._governors = Governors(self._profile.gpu, self._slo, trace, loop)
 
     def _make_loop(self, trace: Trace) -> EventLoop:
         short = int(trace.output_tokens.sum()) < COMPILED_FROM_TOKENS
@@ -146,11 +150,17 @@ class SimulatedCluster:
             return Stepped(trace, self._columns, self._gaps, self)
         # Loading numba takes longer than a short run.
         from control_plane.simulation.compiled_loop import Compiled
+        from control_plane.simulation.compiled_rules import RouteBook
 
         fleet = self._fleet
         alone = isinstance(fleet, QuickestFleet) and fleet.takes_quickest and not fleet.splits_phases
-        loop = Compiled(trace, self._columns, self._gaps, self, tuple(self._tables.values()), alone)
+        rule = fleet.routing_rule if isinstance(fleet, RuledFleet) and fleet.splits_phases else None
+        routes = None if rule is None else RouteBook(rule, self._times)
+        shapes = tuple(self._tables.values())
+        loop = Compiled(trace, self._columns, self._gaps, self, shapes, alone, self._slo, routes)
+        self._compiled = loop
         self._self_routing = loop if alone else None
+        self._by_rule = loop if routes is not None else None
         return loop
 
     def _play(self, end_ps: int, watch: Callable[[float, int, RequestColumns], bool] | None) -> bool:
@@ -159,8 +169,7 @@ class SimulatedCluster:
         stopped = False
         while not stopped:
             next_ps, kind, _ = events.first()
-            if self._self_routing is not None:
-                self._offer(self._self_routing)
+            self._offer()
             loop.play(next_ps, kv_too=kind is not Event.READY)
             self._now_ps = max(self._now_ps, loop.last_ps)
             at_ps, kind, number = events.first()
@@ -190,7 +199,7 @@ class SimulatedCluster:
         if not self._roomy:
             answered = 1 if hosted.role is Role.PREFILL else output_tokens
             if input_tokens + answered > hosted.kv_tokens:
-                self._asked.dropped(position, hosted.replica_id)
+                self._dropped(position, hosted.number)
                 self._lose(position, at_ps)
                 return NOWHERE
         return hosted.number
@@ -205,8 +214,14 @@ class SimulatedCluster:
             if refused is not None:
                 self._refused(refused, position, now_ps)
 
+    def stranded(self, position: int, too_large: bool, now_ps: int) -> None:
+        if too_large:
+            self._refused(TooLarge(None), position, now_ps)
+        else:
+            self._kv.waiting.append(position)
+
     def undelivered(self, position: int, target: int, now_ps: int) -> None:
-        self._asked.dropped(position, self._replicas.names[target][1])
+        self._dropped(position, target)
         if self._kv.source(position) is None:
             self._start_over(position, now_ps)
         else:
@@ -225,16 +240,27 @@ class SimulatedCluster:
     # requests on their way
 
     def _routed(self, position: int, at_ps: int, input_tokens: int) -> ReplicaId | None:
-        if self._self_routing is not None:
-            self._offer(self._self_routing)
-            number = self._self_routing.quickest(input_tokens)
+        if self._self_routing is not None or self._by_rule is not None:
+            self._offer()
+            if self._self_routing is not None:
+                number = self._self_routing.quickest(input_tokens)
+            elif self._by_rule is not None:
+                self._asked.admit(at_ps, input_tokens)
+                number = self._by_rule.route(position)
             return None if number == NOWHERE else self._replicas.names[number][1]
         return self._asked.route(at_ps, position, input_tokens, self._replicas.ready(self._entry_role))
 
-    def _offer(self, loop: "Compiled") -> None:
-        if self._replicas.changed:
-            by_id = self._replicas.by_id
-            loop.offer([(by_id[c.replica_id].number, c) for c in self._replicas.ready(Role.COMBINED)])
+    def _offer(self) -> None:
+        """Tell a loop that routes by itself which replicas there are, where that has changed."""
+        if not self._replicas.changed:
+            return
+        replicas = self._replicas
+        if self._self_routing is not None:
+            by_id = replicas.by_id
+            self._self_routing.offer([(by_id[c.replica_id].number, c) for c in replicas.ready(Role.COMBINED)])
+        if self._by_rule is not None:
+            numbers = {replica_id: hosted.number for replica_id, hosted in replicas.by_id.items()}
+            self._by_rule.offer_phases(replicas.ready(Role.PREFILL), replicas.ready(Role.DECODE), numbers)
 
     def _arrive(self, position: int, now_ps: int) -> None:
         """Route a request that did not come just now."""
@@ -251,13 +277,15 @@ class SimulatedCluster:
         self._arrive(position, now_ps)
 
     def _send_kv(self, position: int, now_ps: int) -> None:
+        self._offer()
         refused = self._kv.send(position, now_ps)
         if refused is not None:
             self._refused(refused, position, now_ps)
 
     def _refused(self, refused: TooLarge, position: int, now_ps: int) -> None:
         """It fits no decode replica: its KV cache is thrown away."""
-        self._asked.dropped(position, refused.target.replica_id)
+        if refused.target is not None:
+            self._dropped(position, refused.target.number)
         self._lose(position, now_ps)
         source = self._kv.source(position)
         if source is not None:
@@ -268,6 +296,12 @@ class SimulatedCluster:
         self._columns.finished_ps[position] = NOT_YET
         self._lost += 1
         self._now_ps = max(self._now_ps, now_ps)
+
+    def _dropped(self, position: int, number: int) -> None:
+        """A replica will not serve a request that was sent there."""
+        if self._by_rule is not None:
+            self._by_rule.dropped(number, position)
+        self._asked.dropped(position, self._replicas.names[number][1])
 
     def _dispatch_waiting(self) -> None:
         waiting, self._backlog = self._backlog, []
@@ -350,9 +384,8 @@ class SimulatedCluster:
     def _govern(self) -> None:
         """Every second each governor is asked."""
         governed = [hosted for hosted in self._replicas if hosted.governor is not None]
-        for hosted in governed:
-            if hosted.state is not ReplicaState.STARTING:
-                self._governors.look(hosted, self._now_ps)
+        running = [hosted for hosted in governed if hosted.state is not ReplicaState.STARTING]
+        self._governors.look_at_all(running, self._now_ps)
         self._governing = bool(governed)
         if governed:
             self._events.push(self._now_ps + TICK_PS, Event.GOVERN)
@@ -366,11 +399,15 @@ class SimulatedCluster:
             )
 
     def _refuse_to_wait_for_ever(self) -> None:
-        if self._backlog and not len(self._replicas) and self._loop.arrived == len(self._trace):
-            waited_s = (self._now_ps - self._columns.arrival_ps[self._backlog[0]]) / PS_PER_S
+        if self._loop.arrived < len(self._trace):
+            return
+        for waiting, role in ((self._backlog, self._entry_role), (self._kv.waiting, Role.DECODE)):
+            if not waiting or any(hosted.role is role for hosted in self._replicas):
+                continue
+            waited_s = (self._now_ps - self._columns.arrival_ps[waiting[0]]) / PS_PER_S
             if waited_s > _STUCK_S:
                 raise RuntimeError(
-                    f"{len(self._backlog)} requests have waited for {waited_s:.0f} s and the fleet runs no replica"
+                    f"{len(waiting)} requests have waited for {waited_s:.0f} s and the fleet runs no {role} replica"
                 )
 
     def _outcome(self, complete: bool) -> Simulated:

@@ -69,13 +69,18 @@ def fewest_replicas(trace: Trace, tables: ShapeTables, slo: Slo, run: Run, attai
     guess, most = _first_guess(trace, tables), 2 * len(trace)
     one_in = len(trace) // EXCERPT_REQUESTS
     if one_in >= 4:
-        part = excerpt(trace, min(EXCERPT_WINDOW_S, trace.duration_s / one_in / 24), one_in)
+        part = excerpt_one_in(trace, one_in)
         found = _bracket(part, slo, run, attainment, guess, 4 * guess)
         guess = guess if found is None else found.replicas
     sizing = _bracket(trace, slo, run, attainment, guess, most)
     if sizing is None:
         raise SloUnreachableError(f"even {most} replicas do not hold the SLO for {attainment:.1%}")
     return sizing
+
+
+def excerpt_one_in(trace: Trace, one_in: int) -> Trace:
+    """Of a trace one window in so many."""
+    return excerpt(trace, min(EXCERPT_WINDOW_S, trace.duration_s / one_in / 24), one_in)
 
 
 def _bracket(trace: Trace, slo: Slo, run: Run, attainment: float, first: int, most: int) -> Sizing | None:

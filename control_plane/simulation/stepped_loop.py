@@ -28,8 +28,15 @@ class Stepped:
         self._next = next(self._arrivals, _NO_ARRIVAL)
 
     def place(
-        self, number: int, tables: ShapeTables, now_ps: int, prefills_only: bool = False, governed: bool = False
+        self,
+        number: int,
+        tables: ShapeTables,
+        now_ps: int,
+        prefills_only: bool = False,
+        governed: bool = False,
+        node: int = NOWHERE,
     ) -> SteppedReplica:
+        del node
         replica = SteppedReplica(tables, self._columns, self._gaps, now_ps, prefills_only, governed)
         self._replicas[number] = replica
         return replica
@@ -73,8 +80,8 @@ class Stepped:
     def _end_iteration(self, number: int, now_ps: int) -> None:
         replica, tag = self._replicas[number], number << 33
         progress = replica.end_iteration(now_ps)
-        self._host.logged([tag | position << 1 for position in progress.first_token])
         leaving = [p for p in progress.finished if replica.prefills_only and self._outputs[p] > 1]
+        self._host.logged([tag | position << 1 for position in progress.first_token if position not in leaving])
         for position in progress.finished:
             self._columns.replica[position] = number
         ended = [position for position in progress.finished if position not in leaving]
@@ -82,6 +89,7 @@ class Stepped:
             self._host.logged([tag | position << 1 | 1 for position in ended])
             self.ended += len(ended)
             self.last_ps = now_ps
+        self._tell_answered(number)
         if leaving:
             replica.hand_over(leaving)
             self._host.hand_over(number, now_ps, leaving)
@@ -114,6 +122,12 @@ class Stepped:
         replica = self._replicas[number]
         output_tokens = 1 if replica.prefills_only else self._outputs[position]
         replica.submit(position, self._inputs[position], output_tokens, now_ps, kv_arrived)
+        self._tell_answered(number)
+
+    def _tell_answered(self, number: int) -> None:
+        replica = self._replicas[number]
+        self._host.logged([number << 33 | position << 1 for position in replica.answered])
+        replica.answered.clear()
 
     def _tell_drained(self, number: int, now_ps: int) -> None:
         replica = self._replicas.get(number)

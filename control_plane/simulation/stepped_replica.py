@@ -57,6 +57,8 @@ class SteppedReplica:
         self._last_token_ps: dict[int, int] = {}
         self._generated: dict[int, int] = {}
         self._gaps = gaps
+        self.answered: list[int] = []
+        """Who began to decode here after a prefill elsewhere, and so gave its client a token, until that is told."""
 
     @property
     def busy(self) -> bool:
@@ -188,6 +190,7 @@ class SteppedReplica:
             if key in self._arrived:
                 self._arrived.remove(key)
                 self._columns.first_token_ps[key] = self._last_token_ps[key] = now_ps
+                self.answered.append(key)
 
     def _settle(self, now_ps: int) -> None:
         if self._settled_ps <= now_ps:

@@ -12,7 +12,7 @@ from control_plane.serving.arrival_log import Arrivals
 from control_plane.serving.hosted_policy import HostedPolicy
 from control_plane.serving.load_forecast import load_of
 from control_plane.serving.policies.registry import make_policy
-from control_plane.serving.policy import HandOver, Site
+from control_plane.serving.policy import HandOver, Policy, Site
 from control_plane.settings import Settings
 from control_plane.simulation.serving_cluster import ClusterTimes, Simulated, SimulatedCluster
 from control_plane.simulation.trace import Trace
@@ -26,11 +26,23 @@ EXPECTED_OUTPUT_TOKENS = 200
 def hosted_policy(
     name: str, trace: Trace, settings: Settings, profile: MachineProfile, gpus: int, idle_gpu_w: float
 ) -> HostedPolicy:
-    """The policy of this name, started warm for the mean load until the first replica that it asks for could be there,
-    as `wattray up` is with an operator's hint (the static baseline knows the whole trace).
+    """The policy of this name at ``site_for`` the trace. Raises UnknownPolicyError and GpuBudgetError as
+    ``make_policy`` does."""
+    site = site_for(trace, settings, profile, gpus, idle_gpu_w)
+    return hosted(make_policy(name, site), site)
 
-    ``idle_gpu_w`` is what a GPU that no replica holds is billed: a plan must be optimal at what is charged. Raises
-    UnknownPolicyError and GpuBudgetError as ``make_policy`` does.
+
+def hosted(policy: Policy, site: Site) -> HostedPolicy:
+    """A policy that was built for a site, in virtual time."""
+    settings = site.settings
+    return HostedPolicy(policy, settings.forecast, site.gpus, site.first_load, settings.slo.slo())
+
+
+def site_for(trace: Trace, settings: Settings, profile: MachineProfile, gpus: int, idle_gpu_w: float) -> Site:
+    """Where policies serve a trace: started warm for the mean load until the first replica that they ask for could be
+    there, as `wattray up` is with an operator's hint (the static baseline knows the whole trace).
+
+    ``idle_gpu_w`` is what a GPU that no replica holds is billed: a plan must be optimal at what is charged.
     """
     forecast = settings.forecast
     hint_s = max(60.0, min(trace.duration_s, settings.sharding.startup_s + 2 * forecast.bin_s * forecast.window_bins))
@@ -45,8 +57,7 @@ def hosted_policy(
     apart = settings.phases == "auto"
     hand_over = HandOver(times.kv_bytes_per_token, times.kv_link_bytes_per_s) if apart else None
     planning = profile.with_slo(settings.planning_slo())
-    site = Site(settings, planning, gpus, idle_gpu_w, hint, arrivals, hand_over)
-    return HostedPolicy(make_policy(name, site), forecast, gpus, hint, settings.slo.slo())
+    return Site(settings, planning, gpus, idle_gpu_w, hint, arrivals, hand_over)
 
 
 def simulate_wattray(

@@ -13,12 +13,16 @@ import pytest
 
 from control_plane.actions import Action, SetFrequency, SetGovernor, SetReplicas, Step
 from control_plane.baselines.single_pool import SinglePool
-from control_plane.domain import PoolName, QueueView, ReplicaId, ReplicaState, ReplicaView, Role
+from control_plane.domain import InputClass, PoolName, QueueView, ReplicaId, ReplicaState, ReplicaView, Role, Slo
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.hardware.replica_model import ReplicaLimits
 from control_plane.hardware.shape_tables import ShapeTables
-from control_plane.serving.policy import Governor, Needs
+from control_plane.serving.clock_costs import clock_costs
+from control_plane.serving.governors import DecodeGovernor, LimitShares, PrefillGovernor
+from control_plane.serving.phase_router import PhaseRouter
+from control_plane.serving.policy import Governor, HandOver, Needs, RoutedRequest
 from control_plane.serving.routing import Candidate
+from control_plane.serving.rules import PhaseRule, PhaseRules
 from control_plane.settings import Settings
 from control_plane.simulation import compiled_loop, serving_cluster
 from control_plane.simulation.compiled_loop import Compiled
@@ -29,6 +33,7 @@ from control_plane.simulation.traces import read_azure, synthetic_conversation, 
 from control_plane.simulation.what_if import hosted_policy
 
 PROFILE = RooflineProfile()
+COSTS = {tp: clock_costs(PROFILE, tp) for tp in PROFILE.tps}
 
 
 def assert_same(fast: Simulated, slow: Simulated) -> None:
@@ -95,7 +100,7 @@ class ErraticFleet:
     def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step:
         actions: list[Action] = []
         for _, view in replicas:
-            power_w = None if view.power_w is None else round(view.power_w, 6)
+            power_w = None if view.power_w is None else round(view.power_w, 3)
             self.log.append(("seen", replace(view, power_w=power_w), view.replica_id))
             freq_mhz = self._random.choice(PROFILE.gpu.freqs_mhz[::9])
             if view.state is ReplicaState.READY and self._random.random() < 0.7:
@@ -113,6 +118,61 @@ class ErraticFleet:
         return Step(tuple(actions), now_s + self._random.choice([0.003, 0.2, 0.4, 1.0]))
 
 
+class RuledFleet(ErraticFleet):
+    """Routes and governs by the repository's rules, with knobs at random; scales and bounds clocks erratically. The
+    compiled loop applies the rules by itself, the stepped one calls the objects."""
+
+    def __init__(self, random: Random, replicas: int, tps: Sequence[int], times: ClusterTimes, kv_tokens: int) -> None:
+        super().__init__(random, replicas, tps, splits_phases=True, governs=True)
+        handicaps = {(PoolName("p"), name): random.choice([0, 0, 50, 5000]) for name in InputClass}
+        rules = PhaseRules(
+            handicaps,
+            hopeless_ratio=random.choice([0.1, 0.85]),
+            most_overflow_s=random.choice([0.05, 20.0]),
+            most_decoding=random.choice([1, 4, 200]),
+            grown_tokens=random.choice([0.0, 33.3, 400.0]),
+            most_link_wait_s=random.choice([0.0, 0.3]),
+        )
+        hand_over = HandOver(times.kv_bytes_per_token, times.kv_link_bytes_per_s)
+        self.router = PhaseRouter(rules, hand_over, Slo(), {PoolName("d"): kv_tokens})
+        self.by_rule = 0
+
+    @property
+    def routing_rule(self) -> PhaseRule | None:
+        return self.router.rule
+
+    def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:
+        if tp == 4:
+            return ErraticGovernor(self.log)
+        if role is Role.DECODE:
+            return DecodeGovernor(COSTS[tp], 900, 0.5, full_at=2, most=9)
+        return PrefillGovernor(COSTS[tp], 600, LimitShares(0.5, 0.7), 0.05)
+
+    def admit(self, now_s: float, input_tokens: int) -> None:
+        self.by_rule += 1
+        self.log.append(("admit", now_s, input_tokens))
+
+    def route(
+        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
+    ) -> tuple[PoolName, ReplicaId] | None:
+        self.log.append(("admit", now_s, input_tokens))
+        chosen = self.router.route(now_s, RoutedRequest(request_id, input_tokens, 4096), candidates)
+        return None if chosen is None else (chosen.pool, chosen.replica_id)
+
+    def route_decode(
+        self, now_s: float, request_id: Hashable, input_tokens: int, candidates: Sequence[Candidate]
+    ) -> ReplicaId | None:
+        return self.router.route_decode(now_s, request_id, input_tokens, candidates)
+
+    def ended(self, request_id: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
+        super().ended(request_id, replica_id, input_tokens, output_tokens)
+        self.router.ended(request_id, replica_id, input_tokens, output_tokens)
+
+    def dropped(self, request_id: Hashable, replica_id: ReplicaId) -> None:
+        super().dropped(request_id, replica_id)
+        self.router.dropped(request_id, replica_id)
+
+
 class ErraticGovernor:
     """Wants a clock that follows from all that it sees, and notes what it saw."""
 
@@ -125,7 +185,7 @@ class ErraticGovernor:
         return 300 + (7 * left + 31 * queue.decoding + queue.context_tokens + 3 * queue.kv_used_tokens) % 1700
 
 
-def fuzzed(seed: int, engine: Engine) -> tuple[Simulated, ErraticFleet]:
+def fuzzed(seed: int, engine: Engine, ruled: bool = False) -> tuple[Simulated, ErraticFleet]:
     random = Random(seed)
     count = random.randint(1, 60)
     most_input, most_output = random.choice([(20, 6), (300, 60), (3000, 120)])
@@ -145,9 +205,13 @@ def fuzzed(seed: int, engine: Engine) -> tuple[Simulated, ErraticFleet]:
         for _ in range(random.choice([0, 0, 1, 3]))
     ]
     splits_phases, governs = random.random() < 0.4, random.random() < 0.4
-    fleet = ErraticFleet(Random(seed + 1), random.randint(1, 3), tps, splits_phases, governs)
-    kv_latency_s = random.choice([0.0, 0.002, 0.1])
+    replicas, kv_latency_s = random.randint(1, 3), random.choice([0.0, 0.002, 0.1])
     times = ClusterTimes(random.choice([0.0, 0.01, 2.0]), 0.005, kv_latency_s=kv_latency_s)
+    fleet = ErraticFleet(Random(seed + 1), replicas, tps, splits_phases, governs)
+    if ruled:
+        streamed, link = random.random() < 0.5, random.choice([1e9, 50e9])
+        times = replace(times, kv_streamed=streamed, kv_link_bytes_per_s=link)
+        fleet = RuledFleet(Random(seed + 1), replicas, tps, times, room)
     gpus = random.choice([None, 48])
     cluster = SimulatedCluster(
         PROFILE, gpus, fleet, sample_s=0.7, times=times, failures=failures, engine=engine, tables=tables
@@ -155,10 +219,20 @@ def fuzzed(seed: int, engine: Engine) -> tuple[Simulated, ErraticFleet]:
     return cluster.run(trace), fleet
 
 
-def assert_seed_agrees(seed: int) -> None:
-    fast, fast_fleet = fuzzed(seed, "compiled")
-    slow, slow_fleet = fuzzed(seed, "stepped")
-    assert fast_fleet.log == slow_fleet.log, f"seed {seed}"
+def told(fleet: ErraticFleet) -> list[tuple[str, Hashable, Hashable]]:
+    """Where a rule routes, the fleet hears of requests later, but in the same order."""
+    return [entry for entry in fleet.log if entry[0] != "look"]
+
+
+def looks(fleet: ErraticFleet) -> list[tuple[str, Hashable, Hashable]]:
+    return [entry for entry in fleet.log if entry[0] == "look"]
+
+
+def assert_seed_agrees(seed: int, ruled: bool = False) -> None:
+    fast, fast_fleet = fuzzed(seed, "compiled", ruled)
+    slow, slow_fleet = fuzzed(seed, "stepped", ruled)
+    assert told(fast_fleet) == told(slow_fleet), f"seed {seed}"
+    assert looks(fast_fleet) == looks(slow_fleet), f"seed {seed}"
     assert_same(fast, slow)
     np.testing.assert_array_equal(fast.gaps.counts(), slow.gaps.counts())
 
@@ -166,6 +240,18 @@ def assert_seed_agrees(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(0, 500, 8))
 def test_fuzzed_cases_with_failures_phases_apart_and_governors_agree(seed: int) -> None:
     assert_seed_agrees(seed)
+
+
+@pytest.mark.parametrize("seed", range(0, 500, 8))
+def test_rules_in_machine_code_answer_as_routers_and_governors_do(seed: int) -> None:
+    assert_seed_agrees(seed, ruled=True)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("block", range(80))
+def test_2000_fuzzed_cases_by_rules_agree(block: int) -> None:
+    for seed in range(block * 25, block * 25 + 25):
+        assert_seed_agrees(seed, ruled=True)
 
 
 @pytest.mark.soak

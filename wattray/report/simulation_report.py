@@ -23,11 +23,7 @@ def report_page(answer: Answer, question: Question) -> str:
     edges = curve_edges_s(trace)
     hours = (edges[1:] + edges[:-1]) / 7200
     baseline_j = answer.scores[SINGLE_POOL].energy_j
-    cards = [
-        Card(f"{answer.saved_ratio(name):.1%}", f"energy saved by {name}; SLO held {score.slo_attainment:.2%}")
-        for name, score in answer.scores.items()
-        if name != SINGLE_POOL
-    ]
+    cards = [_card(answer, name) for name in answer.scores if name != SINGLE_POOL]
     cards.append(Card(f"{baseline_j / 3.6e6:,.2f} kWh", f"{SINGLE_POOL}: {answer.baseline_replicas} replicas"))
     cards.append(Card(f"{1 - answer.bound.energy_j / baseline_j:.1%}", "saved at most by any policy (bound)"))
     over_time = Section(
@@ -47,6 +43,15 @@ def report_page(answer: Answer, question: Question) -> str:
     title = f"{len(trace):,} requests in {trace.duration_s / 3600:.2f} h on {question.profile.name}"
     note = f"GPUs that nobody holds: {question.idle.value}."
     return page_of(f"Simulation: {title}", note, cards, [over_time, side_by_side, by_class])
+
+
+def _card(answer: Answer, name: str) -> Card:
+    """What a policy saves, only where it holds the SLO."""
+    held, fleet = f"SLO held {answer.scores[name].slo_attainment:.2%}", answer.fleets.get(name)
+    what = name if fleet is None else f"{name} ({fleet})"
+    if not answer.holds(name):
+        return Card("SLO missed", f"by {what}: {held}, {answer.attainment:.2%} were asked for")
+    return Card(f"{answer.saved_ratio(name):.1%}", f"energy saved by {what}; {held}")
 
 
 def _load_figure(hours: Floats, edges: Floats, question: Question) -> go.Figure:
@@ -73,7 +78,7 @@ def _slo_figure(hours: Floats, answer: Answer) -> go.Figure:
     figure = _figure("Share of requests within their SLO")
     for name, curve in answer.curves.items():
         figure.add_scatter(x=hours, y=curve.held, name=name)
-    figure.add_hline(y=0.99, line_dash="dot", line_width=1)
+    figure.add_hline(y=answer.attainment, line_dash="dot", line_width=1)
     return figure
 
 

@@ -135,6 +135,11 @@ class PhasesApart:
         return BudgetPool(self._sized[pool])
 
     def cluster(self) -> ClusterController:
+        site = self._site
+        return SizedCluster(tuple(self._sized.values()), self.sizer(), site.first_arrivals, 600.0)
+
+    def sizer(self, burst: BurstRule | None = None, decode_factor: float = 1.15) -> PhaseSizer:
+        """``decode_factor``: how much quicker than recorded requests come to decode."""
         slo = self._site.profile.slo
         rates = dict.fromkeys((SHORT, LONG), self._costs[self._prefill_tp][-1].prefill_rate)
         limits = {
@@ -149,13 +154,12 @@ class PhasesApart:
             )
             for pool, ranges in limits.items()
         }
-        sizer = PhaseSizer(
+        return PhaseSizer(
             {SHORT: (0.0, LONG_FROM_TOKENS), LONG: (LONG_FROM_TOKENS, math.inf)},
             needs,
             rates,
             DECODE,
             self._hand_over.link_bytes_per_s / self._hand_over.bytes_per_token,
-            BurstRule(),
+            burst or BurstRule(),
+            decode_factor=decode_factor,
         )
-        site = self._site
-        return SizedCluster(tuple(self._sized.values()), sizer, site.first_arrivals, 600.0)

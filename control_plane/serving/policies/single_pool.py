@@ -7,7 +7,7 @@ it fills the GPUs that serving may use.
 from collections.abc import Sequence
 from typing import Self
 
-from control_plane.actions import SetGpuBudget, SetReplicas, Step
+from control_plane.actions import Action, SetFrequency, SetGpuBudget, SetReplicas, Step
 from control_plane.domain import InputClass, PoolName, Role
 from control_plane.serving.ledger_router import LedgerRouter
 from control_plane.serving.policy import ClusterController, Governor, Needs, PoolController, RoutedRequest, Router, Site
@@ -20,15 +20,15 @@ ASK_AGAIN_S = 3600.0
 
 
 class SinglePoolPolicy:
-    """``replicas`` replicas of one tensor parallelism."""
+    """``replicas`` replicas of one tensor parallelism, at one clock: the highest where none is given."""
 
     needs = Needs()
     pools: Sequence[PoolSettings] = (PoolSettings(name=POOL, input_classes=tuple(InputClass)),)
     splits_phases = False
     takes_quickest = True
 
-    def __init__(self, replicas: int, tp: int = 8) -> None:
-        self._replicas, self._tp = replicas, tp
+    def __init__(self, replicas: int, tp: int = 8, freq_mhz: int | None = None) -> None:
+        self._replicas, self._tp, self._freq_mhz = replicas, tp, freq_mhz
 
     @classmethod
     def filling(cls, site: Site) -> Self:
@@ -44,7 +44,7 @@ class SinglePoolPolicy:
         return None
 
     def pool(self, pool: PoolName) -> PoolController:
-        return _StaticPool(pool, self._tp, self._replicas)
+        return StaticPool(pool, self._tp, self._replicas, self._freq_mhz)
 
     def cluster(self) -> ClusterController:
         return _WholeCluster()
@@ -64,17 +64,23 @@ class QuickestRouter(LedgerRouter):
         return Route(chosen.pool, chosen.replica_id, False, ttft_s)
 
 
-class _StaticPool:
-    def __init__(self, pool: PoolName, tp: int, replicas: int) -> None:
-        self._wanted = SetReplicas(pool, tp, replicas, "static")
+class StaticPool:
+    """A pool's controller that keeps a number of replicas at a clock."""
+
+    def __init__(self, pool: PoolName, tp: int, replicas: int, freq_mhz: int | None) -> None:
+        self._wanted, self._freq_mhz = SetReplicas(pool, tp, replicas, "static"), freq_mhz
 
     def step(self, seen: PoolSnapshot) -> Step:
         running = sum(view.tp == self._wanted.tp and view.counts for view in seen.replicas)
-        actions = () if running == self._wanted.replicas else (self._wanted,)
-        return Step(actions, seen.now_s + ASK_AGAIN_S)
+        actions: list[Action] = [] if running == self._wanted.replicas else [self._wanted]
+        if self._freq_mhz is not None:
+            slower = [view for view in seen.replicas if view.counts and view.freq_mhz != self._freq_mhz]
+            actions += [SetFrequency(view.replica_id, self._freq_mhz, "static") for view in slower]
+        return Step(tuple(actions), seen.now_s + ASK_AGAIN_S)
 
     def plan(self) -> str:
-        return f"{self._wanted.replicas} x TP{self._wanted.tp} at full clock"
+        clock = "full clock" if self._freq_mhz is None else f"{self._freq_mhz} MHz"
+        return f"{self._wanted.replicas} x TP{self._wanted.tp} at {clock}"
 
 
 class _WholeCluster:

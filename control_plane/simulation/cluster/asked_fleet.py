@@ -8,10 +8,12 @@ from control_plane.domain import PoolName, ReplicaId, ReplicaView
 from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.hardware.request_columns import RequestColumns
 from control_plane.serving.routing import Candidate
-from control_plane.simulation.fleet import Fleet
+from control_plane.simulation.fleet import Fleet, RuledFleet
 from control_plane.simulation.trace import Trace
 
 _NUMBER, _POSITION = 33, (1 << 32) - 1
+PS_IN_S = float(PS_PER_S)
+"""Divided by as a double, the moment rounded first: machine code rounds like this."""
 
 
 class AskedFleet:
@@ -34,11 +36,13 @@ class AskedFleet:
         self._inputs, self._outputs = trace.input_tokens.data, trace.output_tokens.data
         self._clock_cost_s = _cost_s(clock_s) if clock_s else 0.0
         self._noted: list[int] = []
+        self._admit = fleet.admit if isinstance(fleet, RuledFleet) else _not_ruled
         self.cpu_s = 0.0
         """CPU seconds spent in the fleet's policies, every call measured."""
 
     def note(self, entries: Sequence[int]) -> None:
-        """Replica << 33 | request << 1 | (0 first token, 1 complete)."""
+        """Replica << 33 | request << 1 | (0 first token, 1 complete), and ~request where it came and was routed by the
+        fleet's rule."""
         self._noted += entries
 
     def tell(self) -> None:
@@ -47,12 +51,19 @@ class AskedFleet:
             self._tell()
             self._stop(start_s)
 
+    def admit(self, now_ps: int, input_tokens: int) -> None:
+        """A request is routed by the fleet's rule, not by asking it."""
+        start_s = self._start()
+        self._tell()
+        self._admit(now_ps / PS_IN_S, input_tokens)
+        self._stop(start_s)
+
     def route(self, now_ps: int, position: int, input_tokens: int, candidates: Sequence[Candidate]) -> ReplicaId | None:
         clock_s = self._clock_s
         start_s = clock_s() if clock_s else 0.0
         if self._noted:
             self._tell()
-        chosen = self._fleet.route(now_ps / PS_PER_S, position, input_tokens, candidates)
+        chosen = self._fleet.route(now_ps / PS_IN_S, position, input_tokens, candidates)
         if clock_s:
             self.cpu_s += clock_s() - start_s - self._clock_cost_s
         return None if chosen is None else chosen[1]
@@ -64,7 +75,7 @@ class AskedFleet:
         start_s = clock_s() if clock_s else 0.0
         if self._noted:
             self._tell()
-        chosen = self._fleet.route_decode(now_ps / PS_PER_S, position, input_tokens, candidates)
+        chosen = self._fleet.route_decode(now_ps / PS_IN_S, position, input_tokens, candidates)
         if clock_s:
             self.cpu_s += clock_s() - start_s - self._clock_cost_s
         return chosen
@@ -90,6 +101,9 @@ class AskedFleet:
         first_ps, arrivals = self._columns.first_token_ps, self._columns.arrival_ps
         noted, self._noted = self._noted, []
         for entry in noted:
+            if entry < 0:
+                self._admit(arrivals[~entry] / PS_IN_S, inputs[~entry])
+                continue
             position = entry >> 1 & _POSITION
             replica_id = names[entry >> _NUMBER][1]
             if entry & 1:
@@ -104,6 +118,10 @@ class AskedFleet:
     def _stop(self, start_s: float) -> None:
         if self._clock_s:
             self.cpu_s += self._clock_s() - start_s - self._clock_cost_s
+
+
+def _not_ruled(now_s: float, input_tokens: int) -> None:
+    raise RuntimeError(f"{input_tokens} tokens were routed at {now_s} s by a rule, but the fleet has none")
 
 
 def _cost_s(clock_s: Callable[[], float]) -> float:

@@ -4,15 +4,22 @@ A governor is asked every second and at once when a request comes. What it answe
 pool's controller set and is rounded to a clock that the GPU supports; it is in force once the GPU has settled.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from control_plane.actions import SetGovernor
 from control_plane.domain import InputClass, QueuedPrompt, QueueView, Slo
 from control_plane.hardware.gpu_model import GpuSpec
 from control_plane.hardware.replica_model import PS_PER_S
+from control_plane.serving.rules import GovernorRule, RuledGovernor
+from control_plane.simulation.cluster.asked_fleet import PS_IN_S
 from control_plane.simulation.cluster.replicas import Hosted
 from control_plane.simulation.event_loop import EventLoop
 from control_plane.simulation.trace import Trace
+
+if TYPE_CHECKING:
+    from control_plane.simulation.compiled_loop import Compiled
 
 TICK_PS = PS_PER_S
 
@@ -35,17 +42,37 @@ class ClockBounds:
 
 
 class Governors:
-    def __init__(self, gpu: GpuSpec, slo: Slo, trace: Trace, loop: EventLoop) -> None:
+    def __init__(self, gpu: GpuSpec, slo: Slo, trace: Trace, loop: EventLoop, ruled: "Compiled | None" = None) -> None:
+        """``ruled``: the loop where it applies rules by itself."""
         self._gpu, self._slo, self._loop = gpu, slo, loop
         self._arrivals, self._inputs = trace.arrival_ps.data, trace.input_tokens.data
+        self._ruled = ruled
+        self._rules: dict[int, GovernorRule] = {}
         self._bounds: dict[int, ClockBounds] = {}
         self._wished_mhz: dict[int, int] = {}
 
+    def adopt(self, hosted: Hosted) -> None:
+        """A new replica: where its governor has a rule and the loop applies rules, the loop sets its clocks."""
+        if self._ruled is not None and isinstance(hosted.governor, RuledGovernor) and hosted.governor.rule is not None:
+            self._rules[hosted.number] = hosted.governor.rule
+            self._hand_rule(self._ruled, hosted.number)
+
+    def look_at_all(self, governed: Sequence[Hosted], now_ps: int) -> None:
+        by_rule = [hosted.number for hosted in governed if hosted.number in self._rules]
+        if self._ruled is not None and by_rule:
+            self._ruled.look(by_rule, now_ps)
+        for hosted in governed:
+            if hosted.number not in self._rules:
+                self.look(hosted, now_ps)
+
     def look(self, hosted: Hosted, now_ps: int) -> None:
         """Ask a replica's governor and set the clock that it wants."""
+        if self._ruled is not None and hosted.number in self._rules:
+            self._ruled.look([hosted.number], now_ps)
+            return
         if hosted.governor is None:
             raise ValueError(f"{hosted.replica_id} has no governor")
-        self._wished_mhz[hosted.number] = hosted.governor.look(self.view(hosted, now_ps), now_ps / PS_PER_S)
+        self._wished_mhz[hosted.number] = hosted.governor.look(self.view(hosted, now_ps), now_ps / PS_IN_S)
         self._apply(hosted, now_ps)
 
     def bound(self, hosted: Hosted, action: SetGovernor, now_ps: int) -> None:
@@ -59,6 +86,11 @@ class Governors:
                 f"{action.ceiling_mhz}"
             )
         self._bounds[hosted.number] = ClockBounds(action.floor_mhz, action.ceiling_mhz)
+        if self._ruled is not None and hosted.number in self._rules:
+            self._hand_rule(self._ruled, hosted.number)
+            clock = self._ruled.wished(hosted.number)
+            if clock is not None:
+                self._wished_mhz[hosted.number] = self._rules[hosted.number].costs[clock].freq_mhz
         self._apply(hosted, now_ps)
 
     def view(self, hosted: Hosted, now_ps: int) -> QueueView:
@@ -79,10 +111,16 @@ class Governors:
     def _prompt(self, position: int, left_tokens: int) -> QueuedPrompt:
         input_tokens = self._inputs[position]
         limit_s = self._slo.ttft_s(InputClass.of(input_tokens))
-        return QueuedPrompt(self._arrivals[position] / PS_PER_S, input_tokens, left_tokens, limit_s)
+        return QueuedPrompt(self._arrivals[position] / PS_IN_S, input_tokens, left_tokens, limit_s)
+
+    def _hand_rule(self, ruled: "Compiled", number: int) -> None:
+        rule = self._rules[number]
+        ruled.govern(number, rule, [self._bounded(number, cost.freq_mhz) for cost in rule.costs])
+
+    def _bounded(self, number: int, wished_mhz: int) -> int:
+        bounds = self._bounds.get(number)
+        return wished_mhz if bounds is None else bounds.clamped(self._gpu, wished_mhz)
 
     def _apply(self, hosted: Hosted, now_ps: int) -> None:
         wished_mhz = self._wished_mhz.get(hosted.number, self._gpu.max_freq_mhz)
-        bounds = self._bounds.get(hosted.number)
-        clock_mhz = wished_mhz if bounds is None else bounds.clamped(self._gpu, wished_mhz)
-        self._loop.set_clock(hosted.number, now_ps, clock_mhz)
+        self._loop.set_clock(hosted.number, now_ps, self._bounded(hosted.number, wished_mhz))

@@ -8,6 +8,7 @@ is on its way and says when it arrived.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from control_plane.domain import Role
 from control_plane.hardware.replica_model import PS_PER_S
@@ -15,8 +16,11 @@ from control_plane.hardware.request_columns import RequestColumns
 from control_plane.simulation.cluster.asked_fleet import AskedFleet
 from control_plane.simulation.cluster.replicas import Hosted, Replicas
 from control_plane.simulation.cluster.times import ClusterTimes
-from control_plane.simulation.event_loop import EventLoop
+from control_plane.simulation.event_loop import NO_DECODER, TOO_LARGE, EventLoop
 from control_plane.simulation.trace import Trace
+
+if TYPE_CHECKING:
+    from control_plane.simulation.compiled_loop import Compiled
 
 _SENDS, _RECEIVES = 0, 1
 
@@ -25,7 +29,8 @@ _SENDS, _RECEIVES = 0, 1
 class TooLarge:
     """A request exceeds the KV cache of the replica that it should decode on."""
 
-    target: Hosted
+    target: Hosted | None
+    """None where that replica's accounts are right already."""
 
 
 class KvTransfers:
@@ -39,7 +44,10 @@ class KvTransfers:
         fleet: AskedFleet,
         replicas: Replicas,
         loop: EventLoop,
+        ruled: "Compiled | None" = None,
     ) -> None:
+        """``ruled``: the loop where it hands over by itself; only who had to wait is sent from here then."""
+        self._ruled = ruled
         self._times, self._columns, self._fleet = times, columns, fleet
         self._inputs, self._outputs = trace.input_tokens.data, trace.output_tokens.data
         self._replicas, self._loop = replicas, loop
@@ -55,6 +63,11 @@ class KvTransfers:
     def send(self, position: int, now_ps: int) -> TooLarge | None:
         """Send a request on, or note that it waits. ``TooLarge``: it fits nowhere and keeps its place in the outbox."""
         inputs = self._inputs[position]
+        if self._ruled is not None:
+            outcome = self._ruled.send_on(position, self._columns.replica[position], now_ps)
+            if outcome == NO_DECODER:
+                self.waiting.append(position)
+            return TooLarge(None) if outcome == TOO_LARGE else None
         chosen = self._fleet.route_decode(now_ps, position, inputs, self._replicas.ready(Role.DECODE))
         if chosen is None:
             self.waiting.append(position)

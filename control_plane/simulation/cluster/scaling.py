@@ -10,10 +10,11 @@ from control_plane.hardware.shape_tables import ShapeTables
 from control_plane.serving.policy import Governor
 from control_plane.simulation.cluster.billing import Billing
 from control_plane.simulation.cluster.event_queue import Event, EventQueue
+from control_plane.simulation.cluster.governors import Governors
 from control_plane.simulation.cluster.gpu_slots import GpuSlots
 from control_plane.simulation.cluster.replicas import Hosted, Replicas
 from control_plane.simulation.cluster.times import ClusterTimes, NodeFailure
-from control_plane.simulation.event_loop import EventLoop
+from control_plane.simulation.event_loop import NOWHERE, EventLoop
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,11 @@ class Scaling:
         billing: Billing,
         events: EventQueue,
         loop: EventLoop,
+        governors: Governors,
     ) -> None:
         self._tables, self._times, self._governor = tables, times, governor
         self._replicas, self._slots, self._billing, self._events = replicas, slots, billing, events
-        self._loop = loop
+        self._loop, self._governors = loop, governors
         self.reconfigurations = 0
 
     def scale(self, action: SetReplicas, now_ps: int, warm: bool = False) -> None:
@@ -112,11 +114,14 @@ class Scaling:
         self._billing.charge_idle(now_ps, self._slots.held - tp)
         number, tables = len(self._replicas.names), self._tables[tp]
         governor = self._governor(pool, tp, role)
-        engine = self._loop.place(number, tables, now_ps, role is Role.PREFILL, governor is not None)
+        node = nodes[0] if len(set(nodes)) == 1 else NOWHERE
+        engine = self._loop.place(number, tables, now_ps, role is Role.PREFILL, governor is not None, node)
         state = ReplicaState.READY if warm else ReplicaState.STARTING
         replica_id = ReplicaId(f"{pool}-tp{tp}-{number + 1}")
         kv_tokens = tables.limits.kv_tokens
-        self._replicas.add(Hosted(number, replica_id, pool, tp, role, nodes, engine, state, kv_tokens, governor))
+        hosted = Hosted(number, replica_id, pool, tp, role, nodes, engine, state, kv_tokens, governor)
+        self._replicas.add(hosted)
+        self._governors.adopt(hosted)
         if warm:
             self._slots.loaded(nodes)
         else:

@@ -4,7 +4,7 @@ import numpy as np
 
 from control_plane.domain import InputClass, PoolName, ReplicaView, Slo
 from control_plane.hardware.replica_model import PS_PER_S
-from control_plane.hardware.request_columns import RequestColumns
+from control_plane.hardware.request_columns import NOT_YET, RequestColumns
 from control_plane.serving.policy import Needs
 from control_plane.simulation.cluster.replicas import Hosted, Replicas
 from control_plane.simulation.trace import Trace
@@ -76,8 +76,8 @@ class ReplicaViews:
         since_ps = now_ps - round(LATENCIES_OVER_S * PS_PER_S)
         ttft_s = (first_ps - self._arrivals[came]) / PS_PER_S
         tbt_s = (finished_ps - first_ps) / gaps / PS_PER_S
-        answered = (first_ps > since_ps) & (first_ps <= now_ps)
-        ended = (finished_ps > since_ps) & (finished_ps <= now_ps) & (self._outputs[came] > 1)
+        answered = (first_ps > max(since_ps, NOT_YET)) & (first_ps <= now_ps)
+        ended = (finished_ps > max(since_ps, NOT_YET)) & (finished_ps <= now_ps) & (self._outputs[came] > 1)
         found = {}
         for hosted in self._replicas:
             mine = number == hosted.number
