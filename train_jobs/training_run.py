@@ -42,7 +42,9 @@ def run_training(job: Job, progress: Progress = lambda _: None) -> TrainingResul
     ray.train.TrainingFailedError past ``max_failures``.
     """
     site = training_site()
-    uuids = _free_gpus(job, site)
+    pipelines = job.data_parallel
+    shape = f"{job.schedule.stages} stages" + (f" in each of {pipelines} pipelines" if pipelines > 1 else "")
+    uuids = free_gpus(job.name, job.ranks, shape, site)
     storage, name = run_folder(site.run_dir) / "train", f"{job.name}-{secrets.token_hex(3)}"
     log_file = storage / name / LOG_FILE
     config = {"job": job.model_dump(mode="json"), "site": site, "gpu_uuids": uuids, "log_file": str(log_file)}
@@ -87,13 +89,12 @@ def training_site() -> TrainingSite:
     return site
 
 
-def _free_gpus(job: Job, site: TrainingSite) -> tuple[str, ...]:
-    """GPUs that no other job drives, one per stage of every pipeline."""
-    needed, pipelines = job.ranks, job.data_parallel
+def free_gpus(job: str, needed: int, shape: str, site: TrainingSite) -> tuple[str, ...]:
+    """GPUs that no other job drives, ``needed`` of them; ``shape`` says what the job needs them for. Raises JobError
+    where there are not so many."""
     if len(site.gpu_uuids) < needed:
-        shape = f"{job.schedule.stages} stages" + (f" in each of {pipelines} pipelines" if pipelines > 1 else "")
         raise JobError(
-            f"job {job.name} has {shape} and needs as many GPUs; the control plane keeps "
+            f"job {job} has {shape} and needs as many GPUs; the control plane keeps "
             f"{len(site.gpu_uuids)} for training: set training.gpus to at least {needed} and start it again"
         )
     leases = ray.get(actor(gpu_agent_name(site.node_id)).leases.remote(), timeout=CALL_TIMEOUT_S)
@@ -101,7 +102,7 @@ def _free_gpus(job: Job, site: TrainingSite) -> tuple[str, ...]:
     if len(free) < needed:
         owners = sorted({leases[uuid][0] for uuid in site.gpu_uuids if uuid in leases})
         raise JobError(
-            f"job {job.name} needs {needed} GPUs, {len(free)} of {len(site.gpu_uuids)} training GPUs are free; "
+            f"job {job} needs {needed} GPUs, {len(free)} of {len(site.gpu_uuids)} training GPUs are free; "
             f"the others are leased to {', '.join(owners)}"
         )
     return tuple(free[:needed])
