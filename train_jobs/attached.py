@@ -140,6 +140,11 @@ class AttachedTraining:
         """Of this rank, the last 10,000."""
         return tuple(self._seen)
 
+    @property
+    def steps(self) -> tuple[MeasuredStep, ...]:
+        """Computations of the last iteration; on a real GPU those that were over when it was left."""
+        return self._steps
+
     def summary(self) -> dict[str, Any]:
         """How far it is, what profiling cost and found, what the plan promised and what came of it; plain values."""
         profile, schedule = self.profile, self.schedule
