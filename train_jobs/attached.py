@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -182,12 +181,18 @@ class AttachedTraining:
     def begins(self, step: Instruction) -> None:
         """A computation begins (see ``stage_hooks``)."""
         if self._inside and self.conductor is not None:
-            self._guarded(partial(self.conductor.begins, step))
+            try:
+                self.conductor.begins(step)
+            except (SessionError, ValueError) as error:
+                self._let_go(error)
 
     def ended(self, step: Instruction) -> None:
         """It has ended."""
         if self._inside and self.conductor is not None:
-            self._guarded(partial(self.conductor.ended, step))
+            try:
+                self.conductor.ended(step)
+            except (SessionError, ValueError) as error:
+                self._let_go(error)
 
     def begin(self, step: Instruction, at: Reading) -> None:
         """The conductor's word, with the GPU at that moment."""
@@ -212,12 +217,16 @@ class AttachedTraining:
         try:
             act()
         except (SessionError, ValueError) as error:
-            self.problem, self._phase = error, OFF
-            log.error("wattray lets go of this rank, full clock: %s", error)
-            if self._session is not None:
-                self._session.clock.full(self._parts.meter.now().at_ns)
-            if self._strict:
-                raise
+            self._let_go(error)
+
+    def _let_go(self, error: Exception) -> None:
+        """Full clock from now on; raises the error where the user asked for that."""
+        self.problem, self._phase, self._inside = error, OFF, False
+        log.error("wattray lets go of this rank, full clock: %s", error)
+        if self._session is not None:
+            self._session.clock.full(self._parts.meter.now().at_ns)
+        if self._strict:
+            raise error
 
     def _start(self) -> None:
         assert self.conductor is not None

@@ -27,7 +27,9 @@ from train_jobs.session import RankProfile, registration_of
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 0.02
+LOOK_EVERY_S = 0.1
+AT_MOST_EVERY_S = 0.05
+"""Of short iterations only some are told of: threads that talk take the interpreter from the training step."""
 PATIENCE_S = 60.0
 """For the profiles of all ranks, after the leading one's."""
 REFINED_EVERY = 40
@@ -123,6 +125,7 @@ class Correspondence:
             self._word.clear()
             try:
                 self._talk()
+                self._stop.wait(AT_MOST_EVERY_S)
             except SessionError as error:
                 log.error("wattray plans nothing for job %s, full clock: %s", self._shape.job, error)
                 self.problem = error

@@ -131,7 +131,7 @@ def with_energy(steps: Sequence[MeasuredStep], sampler: PowerSampler) -> tuple[M
             place += 1
     overall = fmean(w for _, w, _ in samples) if samples else 0.0
     mean_w = {name: fmean(found) for name, found in watts.items()}
-    return tuple(replace(step, energy_j=step.time_s * mean_w.get(step.step.name, overall)) for step in steps)
+    return tuple(step._replace(energy_j=step.time_s * mean_w.get(step.step.name, overall)) for step in steps)
 
 
 class CudaConductor:

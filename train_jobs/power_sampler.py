@@ -13,12 +13,12 @@ from statistics import fmean
 from control_plane.ports import Gpu, GpuError
 from train_jobs.meter import Reading
 
-EVERY_S = 0.01
+EVERY_S = 0.02
 KEPT = 60_000
 
 
 class PowerSampler:
-    """Ten minutes of samples of one GPU."""
+    """Twenty minutes of samples of one GPU."""
 
     def __init__(self, gpu: Gpu, every_s: float = EVERY_S) -> None:
         self._gpu, self._every_s = gpu, every_s

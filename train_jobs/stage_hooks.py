@@ -37,9 +37,14 @@ def watch(stage: Any, chunk: int, watcher: Watcher) -> Callable[[], None]:
 
 
 def _wrapped(call: Callable[..., Any], name: Callable[..., str], chunk: int, watcher: Watcher) -> Callable[..., Any]:
+    known: dict[tuple[str, int], Instruction] = {}
+
     @functools.wraps(call)
     def watched(microbatch: int, *args: Any, **kwargs: Any) -> Any:
-        step = Instruction(name(**kwargs), microbatch, chunk)
+        key = (name(**kwargs), microbatch)
+        step = known.get(key)
+        if step is None:
+            step = known[key] = Instruction(key[0], microbatch, chunk)
         watcher.begins(step)
         result = call(microbatch, *args, **kwargs)
         watcher.ended(step)
