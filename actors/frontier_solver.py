@@ -27,7 +27,8 @@ from actors.solver_messages import (
     send,
 )
 from actors.training_messages import ClockSchedule, FrontierSample, JobFrontier
-from control_plane.training.job_record import JobRecord
+from control_plane.baselines.training import baseline
+from control_plane.training.job_record import PERSEUS, JobRecord
 from control_plane.training.job_spec import Circumstances, StageRatios
 from control_plane.training.planner import SolvedJob, all_max, meeting, solve
 
@@ -63,7 +64,8 @@ class FrontierSolver:
                     samples = question.samples
                     return await _on(self._prepare, lambda: _job_frontier(job, solved, now, samples))
                 case PrepareQuestion():
-                    if solved.library is None and not await _on(self._look_up, lambda: _is_good(job, solved, now)):
+                    ours = job.policy == PERSEUS and solved.library is None
+                    if ours and not await _on(self._look_up, lambda: _is_good(job, solved, now)):
                         await self._prepared(job, now.own, solved)
                     return None
                 case _:
@@ -115,9 +117,12 @@ def _is_good(job: JobRecord, solved: SolvedJob, now: Circumstances) -> bool:
 
 
 def _clock_schedule(job: JobRecord, solved: SolvedJob, now: Circumstances) -> ClockSchedule:
-    deadline_s, degree = meeting(job.spec(), solved, now)
-    plan = solved.within(deadline_s)
     highest = all_max(solved.dag)
+    if job.policy == PERSEUS:
+        deadline_s, degree = meeting(job.spec(), solved, now)
+        plan = solved.within(deadline_s)
+    else:
+        degree, plan = 1.0, solved.by(baseline(job.policy).choices(solved.dag, highest.time_s))
     return ClockSchedule(
         job=job.name,
         plan_id=hashlib.sha256(repr((plan.deadline_s, plan.ranks)).encode()).hexdigest()[:16],

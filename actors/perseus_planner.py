@@ -62,7 +62,7 @@ class PerseusPlanner:
             registration.blocking_power_w,
             switch=SwitchRules(registration.switch_time_s),
         )
-        record = JobRecord.of(registration.job, spec)
+        record = JobRecord.of(registration.job, spec, registration.policy)
         self._drop(record.name)
         self._keep(record)
         await self._drop_old_jobs()
@@ -84,11 +84,17 @@ class PerseusPlanner:
         return schedule
 
     async def report_straggler(
-        self, job: str, pipeline: PipelineId, degree: float, start_unix_s: float = 0.0
+        self,
+        job: str,
+        pipeline: PipelineId,
+        degree: float,
+        start_unix_s: float = 0.0,
+        lasts_s: float | None = None,
     ) -> ClockSchedule:
         """One of the job's data-parallel pipelines takes ``degree`` times the healthy iteration time from a moment on
-        (1: it has recovered). Returns the schedule that holds now."""
-        self._keep(self._record(job).with_straggler(pipeline, degree, start_unix_s))
+        (1: it has recovered), for so long where ``lasts_s`` says. Returns the schedule that holds now."""
+        end_unix_s = None if lasts_s is None else max(start_unix_s, self._unix_s()) + lasts_s
+        self._keep(self._record(job).with_straggler(pipeline, degree, start_unix_s, end_unix_s))
         return await self.schedule(job)
 
     async def report_iteration(

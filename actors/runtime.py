@@ -230,12 +230,17 @@ class GuardedGpuAgentActor(GuardedGpuAgent):
 def start_control_plane(deployment: Installation, first_load: Load, scale: Scale) -> None:
     """Start every control actor, detached and restarted for ever; ``first_load`` is what to be ready for at once."""
     budgets = first_budgets(deployment.policy(first_load), deployment.settings.serving_gpus, first_load)
-    reconcile_agents(deployment)
-    start_planner(deployment, reserve_training_gpus(deployment))
+    start_training_plane(deployment)
     _start(LoadForecasterActor, LOAD_FORECASTER, deployment, first_load)
     for pool, gpus in budgets.items():
         _start(PoolManagerActor, pool_manager_name(pool), deployment, pool, gpus, scale)
     _start(ClusterManagerActor, CLUSTER_MANAGER, deployment)
+
+
+def start_training_plane(deployment: Installation) -> None:
+    """What training needs and no more: the nodes' agents, and the planner."""
+    reconcile_agents(deployment)
+    start_planner(deployment, reserve_training_gpus(deployment))
 
 
 def first_budgets(policy: Policy, gpus: int, first_load: Load) -> Mapping[PoolName, int]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+from control_plane.training.job_record import PERSEUS, Policy
 from control_plane.training.job_spec import PipelineId, ScheduledStep, StageRatios
 from control_plane.training.profile import Choice, ComputationKey
 from control_plane.training.schedules import Instruction
@@ -41,6 +42,7 @@ class JobRegistration:
     """What one clock change takes; no clock is held for less."""
     schedule: str = "user"
     """What the order is called; nothing follows from it."""
+    policy: Policy = PERSEUS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,8 @@ QUICK = {
     "cadence": {"cluster_s": 10.0, "pool_s": 5.0, "frequency_s": 1.0},
     "sharding": {"scale_down_hold_s": 10.0, "startup_s": 3.0},
     "forecast": {"bin_s": 3.0, "window_bins": 3},
-    "gpu": {"count": 34, "lease_ttl_s": 4.0},
-    "training": {"gpus": 2},
+    "gpu": {"count": 36, "lease_ttl_s": 4.0},
+    "training": {"gpus": 4},
 }
 """Settings of the session's control plane: decisions every second."""
 

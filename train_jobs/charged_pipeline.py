@@ -1,81 +1,98 @@
-"""torch's pipeline stage with its computations charged to a GPU, in the pipeline's true order.
+"""A pipeline's computations charged to simulated GPUs, in the pipeline's true order.
 
 Beside every activation and gradient travels the moment its computation ended: a computation begins when its own stage
 is free and what it waits for has been made.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch.distributed.pipelining import PipelineStage
 
-from control_plane.training.schedules import BACKWARD, FORWARD, Instruction
+from control_plane.hardware.stage_model import StageWork
+from control_plane.training.schedules import BACKWARD_WEIGHT, FORWARD, Instruction
 from train_jobs.charged_gpu import ChargedGpu
-from train_jobs.job import Job
-from train_jobs.session import TrainingSession
+from train_jobs.meter import Reading
+
+
+class Session(Protocol):
+    """What is told of each computation, with the GPU at its two ends."""
+
+    def begin(self, step: Instruction, at: Reading) -> object: ...
+    def end(self, step: Instruction, at: Reading) -> object: ...
 
 
 class Timeline:
-    """When this rank's computations begin and end; ends are told to the stages that wait for them."""
+    """When this rank's computations begin and end; ends are told to the stages that wait for them. A ``Watcher``.
 
-    def __init__(self, job: Job, session: TrainingSession, gpu: ChargedGpu, group: dist.ProcessGroup) -> None:
-        self._costs, self._faults, self._session, self._gpu, self._group = job.costs, job.faults, session, gpu, group
-        self._stage, self._last_stage = session.order.rank, job.schedule.stages - 1
+    ``ranks`` are the pipeline's global ranks, stage by stage, ``stage`` is this one's; chunk c of it is the pipeline's
+    part c·stages + stage of ``chunks``·stages. ``group`` is a gloo group that all of them are in
+    and that sends nothing else.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        gpu: ChargedGpu,
+        work: Callable[[Instruction], StageWork],
+        ranks: Sequence[int],
+        stage: int,
+        group: dist.ProcessGroup,
+        chunks: int = 1,
+    ) -> None:
+        self._session, self._gpu, self._work, self._group = session, gpu, work, group
+        self._ranks, self._stage, self._parts = tuple(ranks), stage, chunks * len(ranks)
         self._sent: list[tuple[Any, torch.Tensor]] = []
-        self._iteration = 0
+        self._kept: dict[tuple[int, int, bool], int] = {}
+        """Ends that a later chunk of this very rank waits for: (part, micro-batch, forward?)."""
         self.free_ns = 0
 
-    def start(self, iteration: int, at_ns: int) -> None:
+    def start(self, at_ns: int) -> None:
         """A new iteration."""
         for sending, _ in self._sent:
             sending.wait()
         self._sent.clear()
-        self._iteration, self.free_ns = iteration, at_ns
+        self._kept.clear()
+        self.free_ns = at_ns
 
-    def run(self, instruction: str, microbatch: int) -> None:
+    def begins(self, step: Instruction) -> None:
+        """Nothing is known yet: what it is charged is counted from when it may have begun."""
+
+    def ended(self, step: Instruction) -> None:
         """Charge one computation, once what it waits for is known to have ended."""
-        from_stage, to_stage = (-1, 1) if instruction == FORWARD else (1, -1)
-        at_ns = max(self.free_ns, self._ended(self._stage + from_stage, instruction, microbatch))
-        step = Instruction(instruction, microbatch)
+        forward, part = step.name == FORWARD, step.chunk * len(self._ranks) + self._stage
+        at_ns = self.free_ns
+        if step.name != BACKWARD_WEIGHT:
+            at_ns = max(at_ns, self._end_of(part, -1 if forward else 1, step.microbatch, forward))
         self._session.begin(step, self._gpu.reading(at_ns))
-        work = self._faults.slowed(self._costs.work(self._stage, instruction), self._stage, self._iteration)
-        ended = self._gpu.compute(work, at_ns)
-        self._session.end(step, ended)
-        self.free_ns = ended.at_ns
-        self._tell(self._stage + to_stage, instruction, microbatch, ended.at_ns)
+        done = self._gpu.compute(self._work(step), at_ns)
+        self._session.end(step, done)
+        self.free_ns = done.at_ns
+        if step.name != BACKWARD_WEIGHT:
+            self._tell(part, 1 if forward else -1, step.microbatch, forward, done.at_ns)
 
-    def _ended(self, stage: int, instruction: str, microbatch: int) -> int:
-        if not 0 <= stage <= self._last_stage:
+    def _end_of(self, part: int, away: int, microbatch: int, forward: bool) -> int:
+        source = part + away
+        if not 0 <= source < self._parts:
             return 0
+        rank = self._ranks[source % len(self._ranks)]
+        if source % len(self._ranks) == self._stage:
+            return self._kept.pop((part, microbatch, forward))
         moment = torch.zeros(1, dtype=torch.int64)
-        dist.recv(moment, stage, group=self._group, tag=_tag(instruction, microbatch))
+        dist.recv(moment, rank, group=self._group, tag=self._tag(part, microbatch, forward))
         return int(moment.item())
 
-    def _tell(self, stage: int, instruction: str, microbatch: int, at_ns: int) -> None:
-        if 0 <= stage <= self._last_stage:
-            moment = torch.tensor([at_ns], dtype=torch.int64)
-            sending = dist.isend(moment, stage, group=self._group, tag=_tag(instruction, microbatch))
-            self._sent.append((sending, moment))
+    def _tell(self, part: int, away: int, microbatch: int, forward: bool, at_ns: int) -> None:
+        waits = part + away
+        if not 0 <= waits < self._parts:
+            return
+        if waits % len(self._ranks) == self._stage:
+            self._kept[waits, microbatch, forward] = at_ns
+            return
+        moment, tag = torch.tensor([at_ns], dtype=torch.int64), self._tag(waits, microbatch, forward)
+        sending = dist.isend(moment, self._ranks[waits % len(self._ranks)], group=self._group, tag=tag)
+        self._sent.append((sending, moment))
 
-
-def _tag(instruction: str, microbatch: int) -> int:
-    return 2 * microbatch + (instruction == BACKWARD)
-
-
-class ChargedStage(PipelineStage):
-    """A PipelineStage whose forwards and backwards end when their GPU has done them."""
-
-    def __init__(self, *args: Any, timeline: Timeline, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._timeline = timeline
-
-    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
-        self._timeline.run(FORWARD, fwd_chunk_id)
-        return output
-
-    def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
-        output = super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
-        self._timeline.run(BACKWARD, bwd_chunk_id)
-        return output
+    def _tag(self, waits: int, microbatch: int, forward: bool) -> int:
+        return 2 * (microbatch * self._parts + waits) + forward

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from control_plane.field_errors import explain
 from control_plane.hardware.gpu_model import H100_SXM
-from control_plane.training.job_record import JOB_NAME
+from control_plane.training.job_record import JOB_NAME, PERSEUS, Policy
 from control_plane.training.schedules import Schedule, schedule_named
 from train_jobs.file_part import FilePart
 from train_jobs.injected_faults import InjectedFaults, SlowGpuSettings, StragglerSettings
@@ -64,10 +64,14 @@ class Job(FilePart):
     """A whole job file."""
 
     name: str = Field("pipeline", pattern=JOB_NAME)
+    policy: Policy = PERSEUS
+    """Who chooses the clocks: this project's planner, what others do (control_plane/baselines), or nobody (all-max)."""
     iterations: int = Field(34, ge=2, le=100_000)
     warmup_iterations: int = Field(2, ge=1)
     """Iterations at full clock before the schedule is applied: what all-max clocks take is measured in them."""
     schedule: ScheduleSettings = ScheduleSettings()
+    data_parallel: int = Field(1, ge=1, le=64)
+    """Pipelines that train the same network on data of their own; gradients are averaged over them."""
     stages: tuple[StageSettings, ...] = (StageSettings(layers=3), StageSettings(layers=4))
     """The last stage is the heavier one, as with a language model's head."""
     model: ModelSettings = ModelSettings()
@@ -79,8 +83,6 @@ class Job(FilePart):
     """No clock is held for less than this; by default what the GPU needs to settle at a new one."""
     checkpoint_every: int = Field(5, ge=1)
     max_failures: int = Field(3, ge=0)
-    managed: bool = True
-    """False runs at full clock all the time, without the planner."""
     compare_losses: bool = False
     """Train once more at the end, unmanaged and uncharged, and keep those losses beside the run's own."""
 
@@ -101,7 +103,33 @@ class Job(FilePart):
         if self.slow_gpu is not None and self.slow_gpu.stage >= self.schedule.stages:
             last = self.schedule.stages - 1
             raise ValueError(f"slow_gpu.stage {self.slow_gpu.stage} is not there, the last of the stages is {last}")
+        return self._pipelines_are_there()
+
+    def _pipelines_are_there(self) -> "Job":
+        pipelines, straggler = self.data_parallel, self.straggler
+        if self.slow_gpu is not None and self.slow_gpu.pipeline >= pipelines:
+            raise ValueError(
+                f"slow_gpu.pipeline {self.slow_gpu.pipeline} is not there, data_parallel runs {pipelines}, from 0"
+            )
+        if straggler is not None and pipelines > 1 and straggler.pipeline >= pipelines:
+            raise ValueError(
+                f"straggler.pipeline {straggler.pipeline} is not there, data_parallel runs {pipelines}, from 0"
+            )
+        if straggler is not None and pipelines == 1 and not straggler.announced:
+            raise ValueError(
+                "straggler.announced false: a pipeline that is not run cannot be found; set data_parallel to 2 or more"
+            )
         return self
+
+    @property
+    def ranks(self) -> int:
+        """GPUs that it needs: one per stage and pipeline."""
+        return self.data_parallel * self.schedule.stages
+
+    @property
+    def managed(self) -> bool:
+        """Whether anybody chooses clocks."""
+        return self.policy != "all-max"
 
     @property
     def order(self) -> Schedule:
@@ -115,7 +143,7 @@ class Job(FilePart):
 
     @property
     def faults(self) -> InjectedFaults:
-        return InjectedFaults(self.straggler, self.slow_gpu)
+        return InjectedFaults(self.straggler, self.slow_gpu, self.data_parallel)
 
 
 def job_lasting(seconds: float, **fields: Any) -> Job:

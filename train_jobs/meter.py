@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from control_plane.ports import Gpu
 from control_plane.training.schedules import Instruction
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A GPU at one moment."""
+class Reading(NamedTuple):
+    """A GPU at one moment. Made twice for every computation, so it is a kind of tuple that is made quickly."""
 
     at_ns: int
     energy_j: float
@@ -18,8 +17,7 @@ class Reading:
     freq_mhz: int
 
 
-@dataclass(frozen=True, slots=True)
-class MeasuredStep:
+class MeasuredStep(NamedTuple):
     """One computation as it ran."""
 
     step: Instruction

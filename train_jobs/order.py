@@ -25,7 +25,7 @@ class RankOrder:
                 f"rank {self.rank} begins {told(step)} before {told(self.program[self._place])} has ended"
             )
         due = self.program[self._place] if self._place < len(self.program) else None
-        if step != due:
+        if step is not due and step != due:
             expected = "the end of the iteration" if due is None else told(due)
             raise SessionError(
                 f"rank {self.rank} runs {told(step)} where the registered order has {expected} "
@@ -37,7 +37,8 @@ class RankOrder:
     def end(self, step: Instruction) -> int:
         """The place of the computation that is next, 0 after the last. Raises SessionError where ``step`` does not
         run."""
-        if not self._running or self.program[self._place] != step:
+        due = self.program[self._place] if self._running else None
+        if due is None or (step is not due and step != due):
             raise SessionError(f"rank {self.rank} ends {told(step)}, which has not begun")
         self._running = False
         self._place += 1

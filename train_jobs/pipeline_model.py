@@ -24,9 +24,12 @@ def build_stage(model: ModelSettings, layers: tuple[int, ...], stage: int) -> nn
     return stages[stage]
 
 
-def batch(model: ModelSettings, microbatches: int, iteration: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets of one iteration; the target is a fixed function of the input, so the loss can fall."""
-    generator = torch.Generator().manual_seed(model.seed * 1_000_003 + iteration)
+def batch(
+    model: ModelSettings, microbatches: int, iteration: int, pipeline: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of one iteration, each data-parallel pipeline's its own; the target is a fixed function of the
+    input, so the loss can fall."""
+    generator = torch.Generator().manual_seed((model.seed + 1009 * pipeline) * 1_000_003 + iteration)
     inputs = torch.randn(microbatches * model.microbatch_size, model.width, generator=generator)
     return inputs, torch.roll(inputs, 1, dims=1) * 0.5
 

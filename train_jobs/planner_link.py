@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from actors.peers import PeerAwayError
 from actors.perseus_planner import UnknownJobError
 from actors.training_messages import OWN_PIPELINE, ClockSchedule, JobRegistration
 from control_plane.training.job_spec import PipelineId, StageRatios
@@ -38,25 +39,42 @@ class _Announce:
 
 
 @dataclass(frozen=True, slots=True)
+class _Ask:
+    """For the schedule of a pipeline that announces nothing."""
+
+    degree: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Report:
     ratios: StageRatios
 
 
-_Word = _Register | _Announce | _Report
+_Word = _Register | _Announce | _Ask | _Report
 
 
 class PlannerLink:
-    """``known``: the planner was given this job before, and is asked to plan on. No method waits for the planner
+    """``known``: the planner was given this job before, and is asked to plan on. Every ``pipeline`` of a job has a link
+    of its own; the first one's registers the job and announces that ``other`` lags. No method waits for the planner
     unless it is told how long."""
 
-    def __init__(self, registration: JobRegistration, call: Call, known: bool = False) -> None:
+    def __init__(
+        self,
+        registration: JobRegistration,
+        call: Call,
+        known: bool = False,
+        pipeline: PipelineId = OWN_PIPELINE,
+        other: PipelineId = OTHER_PIPELINE,
+    ) -> None:
         self._registration, self._call = registration, call
+        self._pipeline, self._other, self._leads = pipeline, other, pipeline == OWN_PIPELINE
         self._job = registration.job
         self._changed = threading.Condition()
-        self._registered, self._closed = known, False
+        self._registered, self._closed = known or not self._leads, False
         self._refusal: str | None = None
         self._wanted, self._heard = 1.0, float("nan")
         self._report: _Report | None = None
+        self._asked_again = False
         self._talking = self._away = False
         self._given: dict[float, ClockSchedule] = {}
         self._current: ClockSchedule | None = None
@@ -88,6 +106,13 @@ class PlannerLink:
             self._report = _Report(ratios)
             self._changed.notify_all()
 
+    def ask_again(self, wait_s: float) -> ClockSchedule | None:
+        """The schedule that holds once other pipelines' reports have been heard; waits as ``schedule_for`` does."""
+        with self._changed:
+            self._asked_again = True
+            self._changed.notify_all()
+        return self.schedule_for(self._wanted, wait_s)
+
     def close(self) -> None:
         """Say no more. Returns at once; a call that is on its way is not waited for."""
         with self._changed:
@@ -103,8 +128,8 @@ class PlannerLink:
         if not self._registered:
             return _Register()
         if self._heard != self._wanted:
-            return _Announce(self._wanted)
-        return self._report
+            return _Announce(self._wanted) if self._leads else _Ask(self._wanted)
+        return self._report or (_Ask(self._wanted) if self._asked_again else None)
 
     def _talk_forever(self) -> None:
         retry_s = FIRST_RETRY_S
@@ -118,9 +143,10 @@ class PlannerLink:
             try:
                 self._say(word)
                 retry_s, heard = FIRST_RETRY_S, True
-            except Exception:
+            except Exception as error:
                 # Whatever it is, the thread goes on: it is said again.
-                log.warning("the planner does not answer, training goes on", exc_info=True)
+                usual = isinstance(error, PeerAwayError | UnknownJobError)
+                log.warning("the planner does not answer, training goes on: %s", error, exc_info=not usual)
                 heard = False
             with self._changed:
                 self._talking, self._away = False, not heard
@@ -139,13 +165,18 @@ class PlannerLink:
                     with self._changed:
                         self._registered, self._heard = True, float("nan")
                 case _Announce(degree):
-                    answer = self._answer("report_straggler", self._job, OTHER_PIPELINE, degree, moot=word)
+                    answer = self._answer("report_straggler", self._job, self._other, degree, moot=word)
+                    if answer is not None:
+                        self._take(answer, degree)
+                case _Ask(degree):
+                    self._asked_again = False
+                    answer = self._answer("schedule", self._job, self._pipeline, moot=word)
                     if answer is not None:
                         self._take(answer, degree)
                 case _Report(ratios):
                     with self._changed:
                         plan_id = "" if self._current is None else self._current.plan_id
-                    offered = self._answer("report_iteration", self._job, OWN_PIPELINE, ratios, plan_id, moot=word)
+                    offered = self._answer("report_iteration", self._job, self._pipeline, ratios, plan_id, moot=word)
                     with self._changed:
                         # A newer report waits its turn; a schedule for another straggler is not this one's.
                         if self._heard == self._wanted:
@@ -153,6 +184,9 @@ class PlannerLink:
                         if self._report is word:
                             self._report = None
         except UnknownJobError as error:
+            if not self._leads:
+                # Whoever leads registers it, again if need be.
+                raise
             log.warning("the planner has forgotten the job, it is registered again: %s", error)
             with self._changed:
                 self._registered = False
@@ -176,7 +210,7 @@ class PlannerLink:
             match word:
                 case _Register():
                     self._refusal = str(error)
-                case _Announce(degree):
+                case _Announce(degree) | _Ask(degree):
                     self._heard = degree
                 case _Report():
                     self._report = None if self._report is word else self._report
@@ -193,7 +227,7 @@ class PlannerLink:
 
     def _is_moot(self, word: _Word | None) -> bool:
         match word:
-            case _Announce(degree):
+            case _Announce(degree) | _Ask(degree):
                 return degree != self._wanted
             case _Report():
                 return self._heard != self._wanted

@@ -16,6 +16,7 @@ class SpanRecord(_Part):
     """One computation, in seconds since its iteration began, in GPU time."""
 
     stage: int
+    pipeline: int = 0
     instruction: str
     microbatch: int
     begin_s: float
@@ -30,16 +31,16 @@ class IterationRecord(_Part):
     loss: float
     time_s: float
     own_time_s: float
-    """Without the wait for a straggler."""
+    """Of the first pipeline, without the wait for a slower one."""
     energy_j: float
     degree: float
     """The slowest other pipeline takes this many times a healthy iteration at full clock."""
     straggler_time_s: float
-    """How long that pipeline took; 0 where none lags."""
+    """How long that pipeline took; 0 where none lags, or where it is one of those that are run."""
     planned_degree: float
     """The straggler that the clocks in force were chosen for; 0 at full clock, before or without a schedule."""
     slow_ratio: float = 1.0
-    """A GPU of this pipeline took this many times as long, unannounced."""
+    """A GPU took this many times as long, unannounced."""
     spans: tuple[SpanRecord, ...]
     """Of the first iteration after a change; none for those like it."""
 

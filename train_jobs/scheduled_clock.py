@@ -94,6 +94,11 @@ class ScheduledClock:
         self._clocks_mhz = [step.freq_mhz for step in steps]
         self.want(0, at_ns)
 
+    def hold(self, freq_mhz: int, at_ns: int) -> None:
+        """From now on run everything at this clock."""
+        self._clocks_mhz = [freq_mhz] * len(self._program)
+        self.want(0, at_ns)
+
     def want(self, place: int, at_ns: int) -> None:
         """The computation at this place runs next or begins now: somebody may have reset the clock meanwhile."""
         with self._moving:

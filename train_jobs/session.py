@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from actors.training_messages import ClockSchedule, JobRegistration
+from control_plane.training.job_record import PERSEUS, Policy
 from control_plane.training.profile import Choice
 from control_plane.training.schedules import Instruction
 from control_plane.training.straggler import MeasuredComputation
@@ -31,6 +32,7 @@ class Link(Protocol):
     """The line to the planner."""
 
     def schedule_for(self, degree: float, wait_s: float = 0.0) -> ClockSchedule | None: ...
+    def ask_again(self, wait_s: float) -> ClockSchedule | None: ...
     def report(self, ratios: tuple[float, ...]) -> None: ...
     def close(self) -> None: ...
 
@@ -112,7 +114,12 @@ class RankProfile:
 
 
 def registration_of(
-    job: str, ranks: int, profiles: Iterable[RankProfile], switch_time_s: float = 0.0, schedule: str = "user"
+    job: str,
+    ranks: int,
+    profiles: Iterable[RankProfile],
+    switch_time_s: float = 0.0,
+    schedule: str = "user",
+    policy: Policy = PERSEUS,
 ) -> JobRegistration:
     """The whole pipeline's, from every rank's own. Raises SessionError where a rank is missing, stands twice, or runs
     what it has not measured."""
@@ -127,7 +134,7 @@ def registration_of(
     order = whole_order({rank: profile.program for rank, profile in by_rank.items()}, ranks, schedule)
     choices = {(rank, name): found for rank, profile in by_rank.items() for name, found in profile.choices.items()}
     waits_w = fmean(profile.blocking_power_w for profile in by_rank.values())
-    return JobRegistration(job, choices, order.order, waits_w, switch_time_s, schedule)
+    return JobRegistration(job, choices, order.order, waits_w, switch_time_s, schedule, policy)
 
 
 def comparable(rank: int, steps: Iterable[MeasuredStep]) -> list[MeasuredComputation]:

@@ -1,5 +1,6 @@
 """What a job's computations are charged on simulated GPUs, which run nothing: invented, layer by layer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import Field, model_validator
@@ -53,6 +54,26 @@ class SweepSettings(FilePart):
             wrong = f"it has no {unknown[0]} MHz" if unknown else f"its highest, {gpu.max_freq_mhz} MHz, is not listed"
             raise ValueError(wrong)
         return self.clocks_mhz
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCosts:
+    """What a user's own stages are charged: as a layer would be, in proportion to the parameters that a rank holds.
+    ``shares`` are each rank's over the mean; all of a rank's ``chunks`` together take what one stage would."""
+
+    layer: LayerCost
+    shares: Mapping[int, float]
+    chunks: int = 1
+
+    def work(self, rank: int, instruction: str) -> StageWork:
+        """One micro-batch's computation of one chunk. A backward in two parts takes as long as in one."""
+        time_s = self.layer.forward_s * self.shares[rank] / self.chunks
+        if instruction == BACKWARD:
+            time_s *= self.layer.backward_ratio
+        elif instruction != FORWARD:
+            time_s *= self.layer.backward_ratio / 2
+        compute_s = time_s * self.layer.compute_share
+        return StageWork(compute_s, time_s - compute_s, Activity(self.layer.sm, self.layer.mem))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
         "simulate": "wattray.cli_simulate:simulate_command",
         "bound": "wattray.cli_simulate:bound_command",
         "replay": "wattray.cli_replay:replay_command",
+        "train": "wattray.cli_train:train_command",
+        "straggler": "wattray.cli_straggler:straggler_command",
         "frontier": "wattray.cli_frontier:frontier_command",
         "profile": "wattray.cli_profile:profile_app",
         "gpu": "wattray.cli_gpu:gpu_app",

@@ -9,6 +9,7 @@ from actors.messages import ControlPlaneStatus, Decision, TenantUsage
 from actors.ray_address import running_ray
 from actors.training_messages import JobFrontier
 from control_plane.settings import Settings
+from control_plane.training.job_spec import PipelineId
 from wattray import ray_auth, running
 from wattray.errors import WattrayError
 from wattray.ray_session import connect_ray
@@ -42,6 +43,12 @@ class Client:
     def frontier(self, job: str) -> JobFrontier:
         """A training job's time–energy frontier, as the planner traced it. Raises WattrayError for an unknown job."""
         return cast(JobFrontier, self._call("frontier", job, of=runtime.PERSEUS_PLANNER))
+
+    def announce_straggler(self, job: str, pipeline: int, slowdown: float, lasts_s: float | None = None) -> None:
+        """A training job's data-parallel pipeline takes ``slowdown`` times its healthy iteration time from now on, for
+        ``lasts_s`` or until it is announced with 1. Raises WattrayError for an unknown job and a slowdown below 1."""
+        named = PipelineId(f"pipeline-{pipeline}")
+        self._call("report_straggler", job, named, slowdown, 0.0, lasts_s, of=runtime.PERSEUS_PLANNER)
 
     def shut_down(self) -> None:
         """Reset every clock and end the control plane; the head too where wattray started it."""

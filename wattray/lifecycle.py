@@ -4,6 +4,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import ray
 
@@ -39,6 +40,17 @@ def up(
     cannot work, and ends what it started where it fails later: the error that is raised is the first one.
     """
     _check_policy(settings)
+    return _up(settings, ports, address, say, own_head, partial(_start_apps, first_load=first_load))
+
+
+def up_for_training(settings: Settings, ports: Ports, say: Say) -> Running:
+    """As ``up``, with nothing that serves: agents and planner, on the Ray that runs here or on a head of its own."""
+    return _up(settings, ports, None, say, False, _start_training)
+
+
+def _up(
+    settings: Settings, ports: Ports, address: str | None, say: Say, own_head: bool, start_apps: "_StartApps"
+) -> Running:
     clean_up_after_dead_runs(say)
     if running.load() is not None:
         raise WattrayError("wattray is up already; `wattray status` shows it, `wattray down` ends it")
@@ -63,7 +75,7 @@ def up(
             else:
                 joined = _join(settings, found, say)
                 began(joined)
-            return _start_apps(joined, settings, first_load, say, began)
+            return start_apps(joined, settings, say, began)
     except BaseException:
         for state in begun:
             # What fails while taking down is told, not raised: the first error is what the user must see.
@@ -127,8 +139,20 @@ def _join(settings: Settings, address: str, say: Say) -> Running:
     )
 
 
+_StartApps = Callable[[Running, Settings, Say, Callable[[Running], None]], Running]
+
+
+def _start_training(joined: Running, settings: Settings, say: Say, began: Callable[[Running], None]) -> Running:
+    del began
+    if joined.head is not None:
+        _check_cluster(settings)
+    say("starting the planner")
+    runtime.start_training_plane(Installation(settings, joined.run_dir or "", joined.dashboard_url))
+    return joined
+
+
 def _start_apps(
-    joined: Running, settings: Settings, first_load: Load, say: Say, began: Callable[[Running], None]
+    joined: Running, settings: Settings, say: Say, began: Callable[[Running], None], first_load: Load
 ) -> Running:
     if joined.head is not None:
         _check_cluster(settings)

@@ -131,6 +131,15 @@ class EnvPipe:
 BASELINES: tuple[ClockPolicy, ...] = (AllMaxClocks(), ZeusGlobal(), ZeusPerStage(), EnvPipe())
 
 
+def baseline(name: str) -> ClockPolicy:
+    """A policy as job files name it. Raises ValueError, which lists the names."""
+    known: dict[str, ClockPolicy] = {policy.name: policy for policy in BASELINES}
+    known["zeus-stage"] = known.pop("zeus-per-stage")
+    if name not in known:
+        raise ValueError(f"unknown policy {name!r}, expected perseus or one of {', '.join(sorted(known))}")
+    return known[name]
+
+
 def _setting(choice: Choice) -> tuple[int, int]:
     return choice.freq_mhz, choice.power_limit_w
 

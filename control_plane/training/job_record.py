@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sized
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,9 @@ from control_plane.training.switch_rules import SwitchRules
 
 JOB_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """A job's name is also a file's."""
+Policy = Literal["perseus", "zeus-global", "zeus-stage", "envpipe", "all-max"]
+"""Who chooses a job's clocks: this planner, or one of ``control_plane.baselines.training``."""
+PERSEUS: Policy = "perseus"
 LARGEST_RATIO = 1000.0
 """A pipeline or stage that takes longer than this many times its healthy time has stopped rather than slowed down."""
 MOST_PIPELINES = 4096
@@ -40,6 +43,11 @@ class Straggler(_Part):
 
     degree: float = Field(gt=1, le=LARGEST_RATIO)
     start_unix_s: float = 0.0
+    end_unix_s: float | None = None
+    """It has recovered by then; None: until somebody says so."""
+
+    def lags_at(self, unix_s: float) -> bool:
+        return self.start_unix_s <= unix_s and (self.end_unix_s is None or unix_s < self.end_unix_s)
 
 
 class JobRecord(_Part):
@@ -55,13 +63,14 @@ class JobRecord(_Part):
     switch_time_s: float = Field(0.0, ge=0)
     min_hold_s: float = Field(0.0, ge=0)
     clocks_per_stage: int = Field(0, ge=0)
+    policy: Policy = PERSEUS
     stragglers: dict[str, Straggler] = Field(default_factory=dict)
     """Announced ones, by pipeline."""
     slow_stages: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     """Detected ones: pipeline → per stage, how many times its profiled time a computation takes."""
 
     @classmethod
-    def of(cls, name: str, spec: JobSpec) -> Self:
+    def of(cls, name: str, spec: JobSpec, policy: Policy = PERSEUS) -> Self:
         profile = tuple(
             MeasuredChoices(
                 stage=stage,
@@ -81,6 +90,7 @@ class JobRecord(_Part):
             switch_time_s=spec.switch.switch_time_s,
             min_hold_s=spec.switch.min_hold_s,
             clocks_per_stage=spec.switch.clocks_per_stage,
+            policy=policy,
         )
 
     def spec(self) -> JobSpec:
@@ -101,24 +111,28 @@ class JobRecord(_Part):
     def circumstances(self, pipeline: PipelineId, now_unix_s: float) -> Circumstances:
         """What the clocks of this pipeline are to be chosen for. The slowest of the others sets the pace; a pipeline
         that is announced as slow itself takes so much longer for the same clocks."""
-        degrees = {name: s.degree for name, s in self.stragglers.items() if s.start_unix_s <= now_unix_s}
+        degrees = {name: s.degree for name, s in self.stragglers.items() if s.lags_at(now_unix_s)}
         own_degree = degrees.pop(pipeline, 1.0)
         others = frozenset(ratios for name, ratios in self.slow_stages.items() if name != pipeline)
         pace = max(degrees.values(), default=1.0)
         return Circumstances(max(1.0, pace / own_degree), self.slow_stages.get(pipeline, ()), others)
 
-    def with_straggler(self, pipeline: PipelineId, degree: float, start_unix_s: float = 0.0) -> "JobRecord":
+    def with_straggler(
+        self, pipeline: PipelineId, degree: float, start_unix_s: float = 0.0, end_unix_s: float | None = None
+    ) -> "JobRecord":
         """A report about one pipeline; degree 1 says that it has recovered. Raises ValueError where the degree is not
-        from 1 to LARGEST_RATIO or the start is no finite number."""
+        from 1 to LARGEST_RATIO or a moment is no finite number."""
         if not 1 <= degree <= LARGEST_RATIO:
             raise ValueError(
                 f"job {self.name}: a straggler's degree is 1 or more, got {degree}; the largest is {LARGEST_RATIO}"
             )
         if not math.isfinite(start_unix_s):
             raise ValueError(f"job {self.name}: start_unix_s must be a finite number of seconds, got {start_unix_s}")
+        if end_unix_s is not None and not (math.isfinite(end_unix_s) and end_unix_s > start_unix_s):
+            raise ValueError(f"job {self.name}: end_unix_s must be finite and after the start, got {end_unix_s}")
         slow = {name: lag for name, lag in self.stragglers.items() if name != pipeline}
         if degree > 1:
-            slow[pipeline] = Straggler(degree=degree, start_unix_s=start_unix_s)
+            slow[pipeline] = Straggler(degree=degree, start_unix_s=start_unix_s, end_unix_s=end_unix_s)
         self._check_count(slow)
         return self.model_copy(update={"stragglers": slow})
 

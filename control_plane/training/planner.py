@@ -98,6 +98,22 @@ class SolvedJob:
             ranks=_ranks(self.spec, choices),
         )
 
+    def by(self, choices: Sequence[Choice]) -> IterationPlan:
+        """The plan that somebody else chose, one choice per operation, on its own as deadline."""
+        finish_s, effective_j = run_choices(self.dag, choices)
+        energy_j = effective_j + self.dag.blocking_power_w * finish_s
+        point = self.frontier.within(max(finish_s, self.frontier.t_min_s))
+        return IterationPlan(
+            deadline_s=point.deadline_s,
+            finish_time_s=finish_s,
+            energy_j=energy_j,
+            lower_bound_j=point.energy_j,
+            regime=point.regime,
+            switches=switches_of(self.dag, choices),
+            choices=tuple(choices),
+            ranks=_ranks(self.spec, choices),
+        )
+
     def with_straggler(self, degree: float) -> IterationPlan:
         """The plan while some pipeline takes `degree` times the shortest iteration."""
         return self.within(max(degree * self.frontier.t_min_s, self.shortest_s))

@@ -14,7 +14,7 @@ from actors.frontier_solver import FrontierSolver
 from actors.perseus_planner import PerseusPlanner, UnknownJobError
 from actors.solver_messages import PrepareQuestion
 from actors.training_messages import OWN_PIPELINE, ClockSchedule, JobRegistration
-from control_plane.training.job_record import JobRecord
+from control_plane.training.job_record import JobRecord, Policy
 from control_plane.training.job_spec import Circumstances, JobSpec, PipelineId
 from control_plane.training.planner import SolvedJob, solve
 from control_plane.training.profile import Choice
@@ -200,6 +200,45 @@ def test_an_announced_straggler_counts_when_its_time_has_come(tmp_path: Path) ->
         assert (await planner(tmp_path, unix_s=150.0).schedule("llm")).degree == 1.2
 
     asyncio.run(scenario())
+
+
+def test_a_straggler_announced_for_a_while_ends_by_itself(tmp_path: Path) -> None:
+    now_s = [100.0]
+
+    async def scenario() -> None:
+        one = PerseusPlanner(tmp_path, FrontierSolver(), lambda: now_s[0])
+        await one.register(registration())
+        degrees = [(await one.report_straggler("llm", P1, 1.2, lasts_s=60.0)).degree]
+        for at_s in (159.0, 160.0):
+            now_s[0] = at_s
+            degrees.append((await one.schedule("llm")).degree)
+        assert degrees == [1.2, 1.2, 1.0]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("policy", "clocks_a_stage"), [("zeus-global", 1), ("zeus-stage", 1), ("envpipe", 3)])
+def test_a_jobs_clocks_may_be_chosen_as_others_do_who_know_no_straggler(
+    tmp_path: Path, policy: Policy, clocks_a_stage: int
+) -> None:
+    async def scenario() -> None:
+        one = planner(tmp_path)
+        await one.register(replace(registration(), policy=policy))
+        healthy = await one.schedule("llm")
+        assert all(len({step.freq_mhz for step in rank}) <= clocks_a_stage for rank in healthy.ranks)
+        # Zeus's clocks per stage need not have a plan in time; then its fastest one runs.
+        allowed = 1.03 if policy == "zeus-stage" else 1 + 1e-9
+        assert healthy.planned_time_s <= healthy.all_max_time_s * allowed
+        assert healthy.lower_bound_j <= healthy.planned_energy_j <= healthy.all_max_energy_j * (1 + 1e-9)
+        assert (await one.report_straggler("llm", P1, 1.3)).plan_id == healthy.plan_id
+
+    asyncio.run(scenario())
+
+
+def test_an_unknown_policy_is_refused(tmp_path: Path) -> None:
+    asked = replace(registration(), policy="perseu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="policy"):
+        asyncio.run(planner(tmp_path).register(asked))
 
 
 def test_a_report_of_another_pipeline_depth_is_refused(tmp_path: Path) -> None:

@@ -144,11 +144,11 @@ def test_a_job_that_ended_gives_its_leases_back(live: Any, told: tuple[dict[str,
 
 def test_serving_and_training_share_no_gpu(live: Any) -> None:
     site = ray.get(runtime.actor(runtime.PERSEUS_PLANNER).site.remote())
-    assert len(site.gpu_uuids) == 2
+    assert len(site.gpu_uuids) == 4
     serving = {uuid for pool in live.client.status().pools for r in pool.replicas for uuid in r.gpu_uuids}
     assert serving
     assert not serving & set(site.gpu_uuids)
-    assert sum(pool.gpu_budget for pool in live.client.status().pools) <= live.settings.gpu.count - 2
+    assert sum(pool.gpu_budget for pool in live.client.status().pools) <= live.settings.gpu.count - 4
 
 
 def test_wattray_status_runs_as_a_submitted_job(live: Any) -> None:
@@ -228,12 +228,51 @@ def test_training_outlives_its_planner_and_a_worker(live: Any, own_temp: Path, t
 
 def test_a_job_that_needs_more_gpus_than_are_kept_is_told(live: Any, tmp_path: Path) -> None:
     config = tmp_path / "job.yaml"
-    config.write_text("schedule: {stages: 3}\nstages: [{layers: 1}, {layers: 1}, {layers: 1}]\n")
+    config.write_text("data_parallel: 3\n")
     done = train("--config", str(config), "--address", f"127.0.0.1:{live.ports[0]}")
     assert done.returncode == 2
     assert (
-        "has 3 stages and needs as many GPUs; the control plane keeps 2 for training: set training.gpus" in done.stderr
+        "has 2 stages in each of 3 pipelines and needs as many GPUs; the control plane keeps 4 for training: set"
+        in done.stderr
     )
+
+
+GRID = {
+    "name": "grid",
+    "iterations": 12,
+    "data_parallel": 2,
+    "layer": {"forward_s": 0.01},
+    "straggler": {"from_iteration": 4, "to_iteration": 9, "pipeline": 1, "announced": False},
+}
+
+
+def test_wattray_train_finds_a_slow_pipeline_of_a_grid_and_really_runs_the_baseline(live: Any, tmp_path: Path) -> None:
+    """It attaches to the control plane that is up. The straggler is announced by nobody; the other pipeline slows down
+    to it, and is back after one report."""
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(GRID))
+    command = [sys.executable, "-m", "wattray", "train", str(tmp_path / "job.yaml"), "--json", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "on the control plane that is up at" in done.stderr
+    told = json.loads((tmp_path / "out").read_text())
+    assert (told["iterations"], told["straggler_events"], told["worker_starts"]) == (12, 1, 1)
+    assert told["losses_equal_all_max"] is True
+    assert told["energy_j"] < 0.96 * told["all_max_energy_j"]
+    assert told["slowdown_ratio"] == pytest.approx(1, abs=0.03)
+    assert told["iteration_time_s"] == pytest.approx(told["all_max_iteration_time_s"] * told["slowdown_ratio"])
+    assert "grid (perseus): 12 iterations" in done.stdout
+    assert "24 of 24 iterations" in done.stderr
+
+
+def test_an_operator_announces_a_straggler_of_a_job(live: Any, told: tuple[dict[str, Any], TrainingResult]) -> None:
+    planner = runtime.actor(runtime.PERSEUS_PLANNER)
+    for slowdown, expected in (("1.25", 1.25), ("1", 1.0)):
+        asked = ["straggler", "live", "--pipeline", "7", "--slowdown", slowdown, "--for", "10m"]
+        done = subprocess.run([sys.executable, "-m", "wattray", *asked], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert ray.get(planner.schedule.remote("live")).degree == expected
+    with pytest.raises(WattrayError, match="no job 'nobody' is registered"):
+        live.client.announce_straggler("nobody", 1, 1.2)
 
 
 def train(*asked: str) -> "subprocess.CompletedProcess[str]":

@@ -35,6 +35,22 @@ def test_an_empty_file_is_the_default_job(tmp_path: Path) -> None:
         ({"straggler": {"from_iteration": 5, "to_iteration": 9, "degree": 0.5}}, "degree: Input should be greater"),
         ({"sweep": {"clocks_mhz": [1980, 1000]}}, "has no clock of 1000 MHz; the nearest is 990"),
         ({"sweep": {"clocks_mhz": [1590, 990]}}, "the highest clock, 1980 MHz, must be measured"),
+        (
+            {"policy": "perseu"},
+            "policy: Input should be 'perseus', 'zeus-global', 'zeus-stage', 'envpipe' or",
+        ),
+        (
+            {"data_parallel": 2, "straggler": {"from_iteration": 3, "to_iteration": 5, "pipeline": 2}},
+            "straggler.pipeline 2 is not there, data_parallel runs 2, from 0",
+        ),
+        (
+            {"straggler": {"from_iteration": 3, "to_iteration": 5, "announced": False}},
+            "straggler.announced false: a pipeline that is not run cannot be found; set data_parallel to 2 or more",
+        ),
+        (
+            {"slow_gpu": {"stage": 0, "pipeline": 1, "from_iteration": 3, "to_iteration": 5}},
+            "slow_gpu.pipeline 1 is not there, data_parallel runs 1, from 0",
+        ),
         ({"name": "../up"}, "name: String should match pattern"),
         ({"layer": {"forward_s": 0}}, "layer.forward_s: Input should be greater than 0 (got 0)"),
     ],
@@ -117,3 +133,21 @@ def test_a_slow_gpu_that_cannot_be_is_refused(slow_gpu: dict[str, object], told:
 def test_clocks_are_held_for_what_the_gpu_needs_to_settle_unless_the_file_says_otherwise() -> None:
     assert parse_job({}).switch_time_s == pytest.approx(H100_SXM.settle_ns * 1e-9)
     assert parse_job({"switch_time_s": 0.0}).switch_time_s == 0.0
+
+
+def test_a_straggling_pipeline_of_several_is_slow_itself_and_an_unannounced_one_is_told_to_nobody() -> None:
+    lag = {"from_iteration": 4, "to_iteration": 6, "degree": 1.5, "pipeline": 1, "announced": False}
+    job = parse_job({"data_parallel": 2, "straggler": lag})
+    forward = job.costs.work(0, "forward")
+    taken = [job.faults.slowed(forward, 0, 4, pipeline).compute_s / forward.compute_s for pipeline in (0, 1)]
+    assert taken == [1.0, pytest.approx(1.5)]
+    assert job.faults.slowed(forward, 0, 6, 1) == forward
+    assert (job.faults.degree_at(4), job.faults.announced_at(4), job.faults.waited_for_at(4)) == (1.5, 1.0, 1.0)
+    assert job.ranks == 4
+
+
+def test_the_example_is_a_job() -> None:
+    job = read_job(Path(__file__).parents[2] / "train_jobs" / "examples" / "pipeline_2x2.yaml")
+    assert (job.data_parallel, job.schedule.stages) == (2, 2)
+    assert job.straggler is not None
+    assert not job.straggler.announced

@@ -12,6 +12,7 @@ from session_fakes import SCHEDULE, profile_of_rank
 
 from actors.peers import PeerAwayError
 from actors.perseus_planner import UnknownJobError
+from control_plane.training.job_spec import PipelineId
 from train_jobs import planner_link
 from train_jobs.order import SessionError
 from train_jobs.planner_link import PlannerLink, better_of
@@ -62,6 +63,8 @@ class Planner:
             raise UnknownJobError("no job 'llm' is registered; known: none")
         if method == "report_straggler":
             return plan(args[2])
+        if method == "schedule":
+            return self.offer or plan(1.0)
         if 0.0 in args[2]:
             raise ValueError("measured over profiled time must be above 0")
         return self.offer
@@ -227,6 +230,19 @@ def test_a_closed_link_ends_its_thread(planner: Planner) -> None:
     eventually(lambda: planner.held)
     one.close()
     eventually(lambda: one._thread not in threading.enumerate())
+
+
+def test_the_link_of_another_pipeline_asks_and_reports_for_itself_and_announces_nothing(planner: Planner) -> None:
+    one = PlannerLink(REGISTRATION, planner.call, pipeline=PipelineId("pipeline-1"))
+    assert one.schedule_for(1.0, WAIT_S) is None, "whoever leads has not registered the job yet"
+    planner.known = True
+    assert eventually(lambda: one.schedule_for(1.0, WAIT_S)) == plan(1.0)
+    planner.offer = plan(1.2, "others")
+    one.report((1.0, 1.0))
+    assert one.ask_again(WAIT_S) == plan(1.2, "others")
+    assert set(planner.methods()) == {"schedule", "report_iteration"}
+    assert {word[2] for word in planner.told} == {"pipeline-1"}
+    one.close()
 
 
 RUNNING = SCHEDULE

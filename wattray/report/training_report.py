@@ -78,7 +78,8 @@ def energy_figure(result: TrainingResult) -> go.Figure:
     figure.add_scatter(
         x=ends_s, y=[r.energy_j for r in records], name="under the plan", line={"color": GREEN, "width": 3}
     )
-    full = [all_max_of(record, result.log.schedules)[1] for record in records]
+    pipelines = result.job.data_parallel
+    full = [all_max_of(record, result.log.schedules, pipelines)[1] for record in records]
     figure.add_scatter(x=ends_s, y=full, name="every clock at its highest", line={"color": GREY})
     slow = [(end_s - r.time_s, end_s) for r, end_s in zip(records, ends_s, strict=True) if r.degree > 1]
     if slow:
@@ -95,7 +96,7 @@ def stages_figure(result: TrainingResult) -> go.Figure:
     )
     for row, record in enumerate(shown, start=1):
         for letter in ("forward", "backward"):
-            spans = [span for span in record.spans if span.instruction == letter]
+            spans = [span for span in record.spans if span.instruction == letter and span.pipeline == 0]
             figure.add_bar(
                 x=[span.end_s - span.begin_s for span in spans],
                 base=[span.begin_s for span in spans],

@@ -1,0 +1,178 @@
+"""Puts a torch pipeline under an energy plan: finds its stages, its GPU and its planner, and installs the hooks."""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.distributed as dist
+
+from control_plane.hardware.stage_model import StageWork
+from control_plane.training.job_record import JOB_NAME, PERSEUS, Policy
+from control_plane.training.schedules import Instruction
+from train_jobs.attached import AttachedTraining, NeverLease, RankParts
+from train_jobs.board import board_of
+from train_jobs.charged_gpu import ChargedGpu
+from train_jobs.charged_pipeline import Timeline
+from train_jobs.collectives import everybody, gathered, latest
+from train_jobs.correspondence import Correspondence, JobShape
+from train_jobs.meter import Meter, Reading
+from train_jobs.order import SessionError
+from train_jobs.planes import Plane, RankGpu, find_plane
+from train_jobs.scheduled_clock import ClockControl
+from train_jobs.simulated_costs import LayerCost, ParameterCosts
+from train_jobs.stage_hooks import watch
+from train_jobs.threaded_clock import ThreadedClock
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[int, Instruction], StageWork]
+"""(stage, computation) → what a simulated GPU is charged for it."""
+
+
+def attach_schedule(
+    schedule: Any,
+    job: str,
+    *,
+    policy: Policy = PERSEUS,
+    strict: bool = False,
+    switch_time_s: float | None = None,
+    work: Work | None = None,
+    plane: Plane | None = None,
+) -> AttachedTraining:
+    """See ``wattray.train.attach``. Collective: every rank of the default process group calls it."""
+    if not re.fullmatch(JOB_NAME, job):
+        raise SessionError(
+            f"job name {job!r}: lower-case letters, digits, '.', '_' and '-', at most 63, such as my-job"
+        )
+    stages = stages_of(schedule)
+    group = stages[0].group or dist.group.WORLD
+    ranks = tuple(dist.get_process_group_ranks(group))
+    me, stage = dist.get_rank(), ranks.index(dist.get_rank())
+    wrong = _why_not(stages, ranks, stage)
+    members: list[tuple[tuple[int, ...], int, str]] = gathered(
+        (ranks, sum(p.numel() for one in stages for p in one.submod.parameters()), wrong)
+    )
+    for told in (reason for _, _, reason in members if reason):
+        raise SessionError(told)
+    pipelines = tuple(sorted({of for of, _, _ in members}))
+    found = plane or find_plane()
+    uuid = _given_gpu(found, job, len(members), me)
+    if found.has_real_gpus:
+        from train_jobs.cuda_rank import device_uuid
+
+        uuid = device_uuid()
+    gpu = found.open(job, uuid)
+    shape = JobShape(job, me, pipelines, 0.0, type(schedule).__name__, policy)
+    if gpu.charged is None:
+        from train_jobs.cuda_rank import attach_cuda
+
+        return attach_cuda(stages, shape, gpu, found, strict, switch_time_s)
+    mean = sum(count for _, count, _ in members) / len(members)
+    costs = ParameterCosts(LayerCost(), {rank: count / mean for rank, (_, count, _) in enumerate(members)}, len(stages))
+    charge = work or (lambda _, step: costs.work(me, step.name))
+    return _attach_charged(stages, shape, gpu, gpu.charged, found, strict, switch_time_s, charge)
+
+
+def _attach_charged(
+    stages: Sequence[Any],
+    shape: JobShape,
+    gpu: RankGpu,
+    charged: ChargedGpu,
+    plane: Plane,
+    strict: bool,
+    switch_time_s: float | None,
+    work: Work,
+) -> AttachedTraining:
+    spec = charged.spec
+    control: ClockControl = ThreadedClock(charged, spec.max_freq_mhz) if gpu.slow_to_set else charged
+    lease = gpu.lease or NeverLease()
+    acts = everybody(lease.may_lower())
+    settles_s = spec.settle_ns * 1e-9
+    shape = JobShape(
+        shape.job,
+        shape.rank,
+        shape.pipelines,
+        settles_s if switch_time_s is None else switch_time_s,
+        shape.schedule,
+        shape.policy,
+    )
+    parts = RankParts(shape.rank, shape.stage, len(stages), Meter(charged.look), control, lease, spec.freqs_mhz, acts)
+    correspondence = Correspondence(shape, board_of(shape.job), plane.planner)
+    attached = AttachedTraining(parts, correspondence, strict)
+    members = shape.pipelines[shape.pipeline]
+    moments = dist.new_group(list(members), backend="gloo", use_local_synchronization=True)
+    meeting = dist.new_group(backend="gloo")
+    timeline = Timeline(
+        attached, charged, lambda step: work(shape.stage, step), members, shape.stage, moments, len(stages)
+    )
+    attached.conductor = ChargedConductor(timeline, charged, meeting)
+    return _watched(attached, stages, [gpu.release, *_closers(control), correspondence.close])
+
+
+def _watched(
+    attached: AttachedTraining, stages: Sequence[Any], closers: Sequence[Callable[[], Any]]
+) -> AttachedTraining:
+    """``closers`` are called last of all, from the end."""
+    for act in closers:
+        attached.when_closed(act)
+    for chunk, one in enumerate(stages):
+        attached.when_closed(watch(one, chunk, attached))
+    return attached
+
+
+def _closers(control: ClockControl) -> list[Callable[[], Any]]:
+    return [control.close, lambda: control.flush(2.0)] if isinstance(control, ThreadedClock) else []
+
+
+class ChargedConductor:
+    """Simulated GPUs: an iteration begins for all when the last has ended the one before, in GPU time."""
+
+    def __init__(self, timeline: Timeline, gpu: ChargedGpu, group: Any) -> None:
+        self._timeline, self._gpu, self._group = timeline, gpu, group
+        self.begins, self.ended = timeline.begins, timeline.ended
+
+    def start(self) -> Reading:
+        start_ns = latest(max(self._timeline.free_ns, self._gpu.now_ns()), self._group)
+        self._gpu.sleep_until(start_ns)
+        self._timeline.start(start_ns)
+        return self._gpu.reading(start_ns)
+
+
+def stages_of(schedule: Any) -> list[Any]:
+    """This rank's stages of a ``torch.distributed.pipelining`` schedule, in the pipeline's order. Raises SessionError
+    for anything else."""
+    found = getattr(schedule, "_stages", None) or [getattr(schedule, "_stage", None)]
+    if any(not hasattr(one, "forward_one_chunk") for one in found):
+        raise SessionError(
+            f"{type(schedule).__name__} is no schedule of torch.distributed.pipelining: it has no stages to listen to"
+        )
+    return sorted(found, key=lambda one: one.stage_index)
+
+
+def _why_not(stages: Sequence[Any], ranks: Sequence[int], rank: int) -> str:
+    """What is wrong with how stages are spread over ranks; "" where nothing is."""
+    size, total = len(ranks), stages[0].num_stages
+    if total != size * len(stages):
+        return f"the pipeline has {total} stages, its {size} ranks with {len(stages)} each run {size * len(stages)}"
+    for chunk, one in enumerate(stages):
+        if one.stage_index != chunk * size + rank:
+            return (
+                f"rank {ranks[rank]} runs stage {one.stage_index} as its chunk {chunk}, expected stage "
+                f"{chunk * size + rank}: V-shaped placements are not planned for, use stage = chunk*ranks + rank"
+            )
+    return ""
+
+
+def _given_gpu(plane: Plane, job: str, ranks: int, me: int) -> str:
+    """Of this rank; one rank asks for all, and all hear where it cannot be. Raises SessionError."""
+    told: tuple[tuple[str, ...], str] = ((), "")
+    if me == 0:
+        try:
+            told = (plane.gpus(job, ranks), "")
+        except ValueError as error:
+            told = ((), str(error))
+    uuids, wrong = gathered(told)[0]
+    if wrong:
+        raise SessionError(wrong)
+    return uuids[me]

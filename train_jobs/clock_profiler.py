@@ -1,0 +1,126 @@
+"""Finds out what a rank's computations take at every clock, while it trains: few clocks, a few iterations at each.
+
+Every rank runs the same clock in the same iteration, so none needs to be told. Computations whose clock was still
+settling do not count. Clocks in between are interpolated: times linearly in 1/f, as compute-bound work goes, energies
+linearly in f; what leaving out each measured clock in turn would have cost says how wrong that may be.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+from control_plane.training.profile import Choice
+from train_jobs.meter import MeasuredStep
+
+MOST_ITERATIONS = 30
+"""In all: two at full clock, in which the order is learnt and checked, then so many clocks."""
+CLOCKS = 9
+LOWEST_SHARE = 0.45
+"""Of the highest clock: below about half of it energy rises again on the GPUs of the Perseus and Zeus papers."""
+CONSTANT_RATIO = 0.015
+"""A computation that is slowed by less from the highest to the lowest clock waits for something else than the SMs."""
+BETWEEN = 3
+"""Clocks that are interpolated between two measured ones."""
+
+
+def clocks_to_measure(supported_mhz: Sequence[int], count: int = CLOCKS) -> tuple[int, ...]:
+    """The highest first, spread evenly over the useful range. ``supported_mhz`` ascends."""
+    useful = [mhz for mhz in supported_mhz if mhz >= LOWEST_SHARE * supported_mhz[-1]]
+    if len(useful) <= count:
+        return tuple(reversed(useful))
+    return tuple(useful[round(place * (len(useful) - 1) / (count - 1))] for place in reversed(range(count)))
+
+
+@dataclass(frozen=True, slots=True)
+class ClockProfile:
+    """One rank's: per kind of computation its choices, highest clock first."""
+
+    choices: Mapping[str, tuple[Choice, ...]]
+    constant: tuple[str, ...]
+    """Kinds that take the same time at every clock."""
+    interpolation_error_ratio: float
+    """The largest error of a measured clock that is interpolated from its neighbours instead, which are twice as far
+    away as those of a clock that was not measured."""
+    noise_ratio: float
+    """The median distance of a repeated measurement from its median, over it: the worst kind's."""
+    measured_mhz: tuple[int, ...]
+
+
+class ClockProfiler:
+    """Says which clock to run next and takes what was measured."""
+
+    def __init__(self, supported_mhz: Sequence[int], iterations_a_clock: int = 2, clocks: int = CLOCKS) -> None:
+        """``supported_mhz`` ascends. Raises ValueError where the budget is exceeded."""
+        self._supported_mhz = tuple(supported_mhz)
+        asked = clocks_to_measure(self._supported_mhz, clocks)
+        self._plan = tuple(mhz for mhz in asked for _ in range(iterations_a_clock))
+        if len(self._plan) + 2 > MOST_ITERATIONS:
+            raise ValueError(
+                f"{clocks} clocks of {iterations_a_clock} iterations and 2 before exceed {MOST_ITERATIONS} iterations; "
+                "measure fewer clocks"
+            )
+        self._seen: dict[str, dict[int, list[MeasuredStep]]] = defaultdict(lambda: defaultdict(list))
+
+    @property
+    def iterations(self) -> int:
+        """How many it takes."""
+        return len(self._plan)
+
+    def clock_of(self, iteration: int) -> int | None:
+        """Of its own iterations, counted from 0; None when there is nothing left to measure."""
+        return self._plan[iteration] if iteration < len(self._plan) else None
+
+    def add(self, steps: Iterable[MeasuredStep]) -> None:
+        for step in steps:
+            if step.settled and step.time_s > 0:
+                self._seen[step.step.name][step.freq_mhz].append(step)
+
+    def profile(self, chunks: int = 1) -> ClockProfile:
+        """``chunks``: model chunks of this rank; a choice is what all of them take together, so that the planner's
+        even share is one's. Raises ValueError where a kind was never measured at a settled clock."""
+        choices, constant, errors, noises = {}, [], [0.0], [0.0]
+        for name, by_clock in self._seen.items():
+            measured = [_choice(mhz, steps, chunks) for mhz, steps in sorted(by_clock.items(), reverse=True)]
+            noises.append(max(_spread([step.time_s for step in steps]) for steps in by_clock.values()))
+            slowest, fastest = max(c.time_s for c in measured), min(c.time_s for c in measured)
+            if len(measured) > 1 and slowest <= fastest * (1 + CONSTANT_RATIO):
+                constant.append(name)
+                same_s = median(c.time_s for c in measured)
+                measured = [Choice(c.freq_mhz, same_s, c.energy_j) for c in measured]
+            errors += [
+                abs(between(low, high, left_out.freq_mhz).time_s / left_out.time_s - 1)
+                for high, left_out, low in zip(measured, measured[1:], measured[2:], strict=False)
+            ]
+            choices[name] = self._with_clocks_between(measured)
+        if not choices:
+            raise ValueError("no computation was measured at a settled clock; computations are too short to profile")
+        clocks = sorted({mhz for by_clock in self._seen.values() for mhz in by_clock}, reverse=True)
+        return ClockProfile(choices, tuple(constant), max(errors), max(noises), tuple(clocks))
+
+    def _with_clocks_between(self, measured: Sequence[Choice]) -> tuple[Choice, ...]:
+        filled = list(measured[:1])
+        for high, low in pairwise(measured):
+            inside = [mhz for mhz in reversed(self._supported_mhz) if low.freq_mhz < mhz < high.freq_mhz]
+            step = max(1, round(len(inside) / (BETWEEN + 1)))
+            filled += [between(low, high, mhz) for mhz in inside[step - 1 :: step][:BETWEEN]]
+            filled.append(low)
+        return tuple(filled)
+
+
+def between(low: Choice, high: Choice, freq_mhz: int) -> Choice:
+    """A clock between two measured ones."""
+    share = (1 / freq_mhz - 1 / high.freq_mhz) / (1 / low.freq_mhz - 1 / high.freq_mhz)
+    time_s = high.time_s + share * (low.time_s - high.time_s)
+    share_f = (freq_mhz - low.freq_mhz) / (high.freq_mhz - low.freq_mhz)
+    return Choice(freq_mhz, time_s, low.energy_j + share_f * (high.energy_j - low.energy_j))
+
+
+def _choice(mhz: int, steps: Sequence[MeasuredStep], chunks: int) -> Choice:
+    return Choice(mhz, chunks * median(s.time_s for s in steps), chunks * median(s.energy_j for s in steps))
+
+
+def _spread(values: Sequence[float]) -> float:
+    middle = median(values)
+    return median(abs(value - middle) for value in values) / middle
