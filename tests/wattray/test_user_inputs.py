@@ -92,9 +92,16 @@ def test_bare_wattray_prints_its_help(run: Run) -> None:
 def test_the_help_is_there_at_once_and_through_a_pipe() -> None:
     done = subprocess.run([sys.executable, "-m", "wattray", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
-    code = "import sys, wattray.cli; print(*sys.modules)"
+    code = "import sys, wattray.cli\ntry: wattray.cli.app(['--help'])\nexcept SystemExit: print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert {"ray", "torch", "numba", "plotly", "scipy"}.isdisjoint(loaded.stdout.split())
+    assert {"ray", "torch", "numba", "plotly", "scipy", "numpy", "pydantic"}.isdisjoint(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_of_the_list_has_a_help_of_its_own(name: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "wattray", name, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert COMMANDS[name].told.split(",")[0][:25] in done.stdout or name == "gpud"
 
 
 @pytest.mark.parametrize(
