@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests_support import DATA, ROOT
 
 from wattray import cli
+from wattray.cli_lazy import COMMANDS
 
 ROWS = "".join(f"2023-11-16 18:15:{46 + n % 10}.6805900,{300 + n},{20 + n}\n" for n in range(10))
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + ROWS
