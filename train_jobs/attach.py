@@ -42,9 +42,7 @@ def attach_schedule(
 ) -> AttachedTraining:
     """See ``wattray.train.attach``. Collective: every rank of the default process group calls it."""
     if not re.fullmatch(JOB_NAME, job):
-        raise SessionError(
-            f"job name {job!r}: lower-case letters, digits, '.', '_' and '-', at most 63, such as my-job"
-        )
+        raise SessionError(f"job {job!r}: a name has lower-case letters, digits, '.', '_' and '-', such as my-job")
     stages = stages_of(schedule)
     group = stages[0].group or dist.group.WORLD
     ranks = tuple(dist.get_process_group_ranks(group))
@@ -126,17 +124,20 @@ def _closers(control: ClockControl) -> list[Callable[[], Any]]:
 
 
 class ChargedConductor:
-    """Simulated GPUs: an iteration begins for all when the last has ended the one before, in GPU time."""
+    """Simulated GPUs: an iteration ends for all when the last has ended it, in GPU time; what this machine then takes
+    until the next one is nobody's."""
 
     def __init__(self, timeline: Timeline, gpu: ChargedGpu, group: Any) -> None:
         self._timeline, self._gpu, self._group = timeline, gpu, group
         self.begins, self.ended = timeline.begins, timeline.ended
 
-    def start(self) -> Reading:
-        start_ns = latest(max(self._timeline.free_ns, self._gpu.now_ns()), self._group)
+    def start(self) -> tuple[Reading, Reading]:
+        end_ns = latest(self._timeline.free_ns, self._group)
+        ended = self._gpu.reading(end_ns)
+        start_ns = latest(max(end_ns, self._gpu.now_ns()), self._group)
         self._gpu.sleep_until(start_ns)
         self._timeline.start(start_ns)
-        return self._gpu.reading(start_ns)
+        return ended, self._gpu.reading(start_ns)
 
 
 def stages_of(schedule: Any) -> list[Any]:

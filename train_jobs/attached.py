@@ -32,8 +32,8 @@ KEPT_ITERATIONS = 10_000
 class Conductor(Protocol):
     """When iterations begin, and what hears computations: simulated or real time."""
 
-    def start(self) -> Reading:
-        """An iteration begins now."""
+    def start(self) -> tuple[Reading, Reading]:
+        """An iteration begins now. Returns the GPU when everybody had ended the one before, and now."""
         ...
 
     def begins(self, step: Instruction) -> None: ...
@@ -230,8 +230,9 @@ class AttachedTraining:
 
     def _start(self) -> None:
         assert self.conductor is not None
-        at = self.conductor.start()
-        self._account(at)
+        ended, at = self.conductor.start()
+        self._account(ended)
+        self._began = at
         session = self._session
         if session is None:
             return
@@ -253,7 +254,7 @@ class AttachedTraining:
 
     def _account(self, at: Reading) -> None:
         """The iteration before has ended where this one begins."""
-        began, self._began = self._began, at
+        began = self._began
         if began is None:
             return
         time_s, schedule = (at.at_ns - began.at_ns) * 1e-9, self._applied.schedule

@@ -41,8 +41,8 @@ class ClockProfile:
     constant: tuple[str, ...]
     """Kinds that take the same time at every clock."""
     interpolation_error_ratio: float
-    """The largest error of a measured clock that is interpolated from its neighbours instead, which are twice as far
-    away as those of a clock that was not measured."""
+    """The largest error, in time or energy, of a measured clock that is interpolated from its neighbours instead,
+    which are twice as far away as those of a clock that was not measured."""
     noise_ratio: float
     """The median distance of a repeated measurement from its median, over it: the worst kind's."""
     measured_mhz: tuple[int, ...]
@@ -90,7 +90,7 @@ class ClockProfiler:
                 same_s = median(c.time_s for c in measured)
                 measured = [Choice(c.freq_mhz, same_s, c.energy_j) for c in measured]
             errors += [
-                abs(between(low, high, left_out.freq_mhz).time_s / left_out.time_s - 1)
+                _distance(between(low, high, left_out.freq_mhz), left_out)
                 for high, left_out, low in zip(measured, measured[1:], measured[2:], strict=False)
             ]
             choices[name] = self._with_clocks_between(measured)
@@ -119,6 +119,12 @@ def between(low: Choice, high: Choice, freq_mhz: int) -> Choice:
 
 def _choice(mhz: int, steps: Sequence[MeasuredStep], chunks: int) -> Choice:
     return Choice(mhz, chunks * median(s.time_s for s in steps), chunks * median(s.energy_j for s in steps))
+
+
+def _distance(one: Choice, other: Choice) -> float:
+    """Of time or energy, whichever is further off."""
+    energy = abs(one.energy_j / other.energy_j - 1) if other.energy_j > 0 else 0.0
+    return max(abs(one.time_s / other.time_s - 1), energy)
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -16,7 +16,7 @@ from statistics import fmean, median
 from actors.training_messages import ClockSchedule, JobRegistration
 from control_plane.training.job_record import PERSEUS, Policy
 from control_plane.training.job_spec import PipelineId
-from control_plane.training.plan_guard import KindRatios, PlanGuard, corrected
+from control_plane.training.plan_guard import CORRECTED_ABOVE, ENOUGH, KindRatios, PlanGuard, corrected
 from control_plane.training.profile import Choice, ComputationKey
 from train_jobs.board import Board
 from train_jobs.meter import MeasuredStep
@@ -204,6 +204,8 @@ class _Lead:
         self._guard: PlanGuard | None = None
         self._rejected: set[str] = set()
         self._numbers = 0
+        self._slow = [False] * len(shape.pipelines)
+        """By pipeline, whether its computations took longer than profiled when it told last."""
         self._since_refined = 0
         self._history: dict[ComputationKey, list[KindRatios]] = defaultdict(list)
         self.rolled_back = self.refined = 0
@@ -220,9 +222,10 @@ class _Lead:
             self._board.put(f"reference/{stage}", mine)
 
     def observe(self, iteration: int, time_s: float) -> None:
-        """An iteration has ended after so many seconds."""
+        """An iteration has ended after so many seconds. Where computations take longer than profiled, the plan is not
+        what slows it."""
         del iteration
-        if self._guard is not None:
+        if self._guard is not None and not any(self._slow):
             self._guard = self._guard.observe(time_s)
             if self._guard.too_slow and self._guard.plan_id not in self._rejected:
                 log.warning(
@@ -233,6 +236,8 @@ class _Lead:
                 )
                 self._rejected.add(self._guard.plan_id)
                 self.rolled_back += 1
+                # What was measured under it says where the profile is off.
+                self._since_refined = REFINED_EVERY
         self._since_refined += 1
 
     def look(self) -> None:
@@ -268,11 +273,13 @@ class _Lead:
         if len(told) < len(ranks) or min(one.iteration for one in told) <= self._told[number]:
             return
         self._told[number] = min(one.iteration for one in told)
-        link.report(tuple(median(r.time for r in one.ratios.values()) if one.ratios else 1.0 for one in told))
+        ratios = tuple(median(r.time for r in one.ratios.values()) if one.ratios else 1.0 for one in told)
+        self._slow[number] = max(ratios) > 1 + CORRECTED_ABOVE
+        link.report(ratios)
         if number == 0:
             for stage, one in enumerate(told):
-                for name, ratios in one.ratios.items():
-                    self._history[stage, name].append(ratios)
+                for name, seen in one.ratios.items():
+                    self._history[stage, name].append(seen)
             self._refine()
 
     def _refine(self) -> None:
@@ -282,7 +289,7 @@ class _Lead:
         measured = {
             key: KindRatios(median(r.time for r in seen), median(r.energy for r in seen))
             for key, seen in self._history.items()
-            if len(seen) >= REFINED_EVERY // 4
+            if len(seen) >= ENOUGH
         }
         self._history.clear()
         better = corrected(self._registration.choices, measured, self._noise)

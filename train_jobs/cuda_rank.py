@@ -140,9 +140,10 @@ class CudaConductor:
     def __init__(self, attached: AttachedTraining, meter: CudaMeter, sampler: PowerSampler) -> None:
         self._attached, self._meter, self._sampler = attached, meter, sampler
 
-    def start(self) -> Reading:
+    def start(self) -> tuple[Reading, Reading]:
         self._meter.start_iteration()
-        return self._sampler.now()
+        now = self._sampler.now()
+        return now, now
 
     def begins(self, step: Instruction) -> None:
         self._attached.begin(step, self._sampler.now())

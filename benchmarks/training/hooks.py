@@ -100,8 +100,9 @@ class Conductor:
     def __init__(self, attached: AttachedTraining, sampler: PowerSampler) -> None:
         self._attached, self._sampler = attached, sampler
 
-    def start(self) -> Reading:
-        return self._sampler.now()
+    def start(self) -> tuple[Reading, Reading]:
+        now = self._sampler.now()
+        return now, now
 
     def begins(self, step: Instruction) -> None:
         self._attached.begin(step, self._sampler.now())

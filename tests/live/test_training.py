@@ -1,6 +1,7 @@
 """Training on the live control plane: a Ray job under a plan, and what happens when planner or worker dies."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -165,6 +166,14 @@ def eventually(claim: Any, patience_s: float) -> Any:
     return answer
 
 
+def answered(claim: Any) -> Any:
+    """False while the actor that is asked restarts."""
+    try:
+        return claim()
+    except ray.exceptions.RayError:
+        return False
+
+
 def processes(named: str, folder: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
@@ -183,8 +192,9 @@ def exported_training_metrics(live: Any) -> set[str]:
 
 
 def test_training_outlives_its_planner_and_a_worker(live: Any, own_temp: Path, tmp_path: Path) -> None:
-    """The planner dies under a schedule: iterations go on under it. A worker dies: Ray Train starts all anew from a
-    checkpoint, and the schedule comes back from the planner that has restarted from its files."""
+    """The planner dies under a schedule: iterations go on under it. The GPU agent dies, and its restart resets every
+    clock: the leases are taken again and the schedule's clocks are back. A worker dies: Ray Train starts all anew
+    from a checkpoint, and the schedule comes back from the planner that has restarted from its files."""
     job = parse_job(
         {**JOB, "name": "survivor", "iterations": 16, "straggler": None, "slow_gpu": None, "checkpoint_every": 4}
     )
@@ -207,6 +217,8 @@ def test_training_outlives_its_planner_and_a_worker(live: Any, own_temp: Path, t
         eventually(lambda: not solvers[0].is_running() or solvers[0].status() == psutil.STATUS_ZOMBIE, 20)
         before = checkpoints()
         eventually(lambda: checkpoints() > before, 60)
+        ray.kill(agent, no_restart=False)
+        eventually(lambda: answered(lowered), 60)
         workers = processes("RayTrainWorker", str(own_temp))
         assert len(workers) == 2
         workers[0].kill()
@@ -224,6 +236,32 @@ def test_training_outlives_its_planner_and_a_worker(live: Any, own_temp: Path, t
     assert [record.planned_degree for record in result.log.iterations][-3:] == [1.0] * 3
     assert result.slowdown_ratio <= 1.02
     assert result.energy_j < result.baseline_energy_j
+
+
+def test_two_jobs_run_at_once_on_gpus_of_their_own(live: Any, tmp_path: Path) -> None:
+    agent = runtime.actor(runtime.agent_names()[0])
+
+    def leased() -> dict[str, set[str]]:
+        owners: dict[str, set[str]] = {}
+        for uuid, (owner, _) in ray.get(agent.leases.remote()).items():
+            owners.setdefault(owner, set()).add(uuid)
+        return owners
+
+    running = []
+    try:
+        for name in ("first", "second"):
+            layer = {"forward_s": 0.012 if name == "first" else 0.006}
+            values = {"name": name, "iterations": 12, "straggler": None, "layer": layer}
+            running.append(start_training(parse_job(values), f"127.0.0.1:{live.ports[0]}", tmp_path / name))
+            eventually(lambda name=name: len(leased().get(f"training:{name}", ())) == 2, 60)
+        assert not leased()["training:first"] & leased()["training:second"]
+        results = [one.result(120) for one in running]
+    finally:
+        for one in running:
+            one.stop()
+    for result in results:
+        assert result.energy_j < result.baseline_energy_j
+        assert result.slowdown_ratio <= 1.02
 
 
 def test_a_job_that_needs_more_gpus_than_are_kept_is_told(live: Any, tmp_path: Path) -> None:
@@ -273,6 +311,25 @@ def test_an_operator_announces_a_straggler_of_a_job(live: Any, told: tuple[dict[
         assert ray.get(planner.schedule.remote("live")).degree == expected
     with pytest.raises(WattrayError, match="no job 'nobody' is registered"):
         live.client.announce_straggler("nobody", 1, 1.2)
+
+
+def test_a_users_own_loop_under_ray_train_runs_as_planned_with_the_same_losses(live: Any, tmp_path: Path) -> None:
+    """Its planner and its GPUs are the control plane's."""
+    command = [sys.executable, "tests/own_loop_ray.py", f"127.0.0.1:{live.ports[0]}", "40", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[1]["losses"] == ranks[1]["plain_losses"]
+    for rank in ranks:
+        assert rank["phase"] == "planned"
+        assert rank["plan"]["measured_time_s"] <= 1.005 * rank["plan"]["all_max_time_s"]
+    plan, energy_j = ranks[0]["plan"], sum(rank["plan"]["measured_rank_energy_j"] for rank in ranks)
+    assert energy_j < plan["all_max_energy_j"]
+    assert "own-loop" in ray.get(runtime.actor(runtime.PERSEUS_PLANNER).jobs.remote())
+    agent = runtime.actor(runtime.agent_names()[0])
+    assert "training:own-loop" not in {owner for owner, _ in ray.get(agent.leases.remote()).values()}
 
 
 def train(*asked: str) -> "subprocess.CompletedProcess[str]":

@@ -64,7 +64,7 @@ def test_it_measures_itself_within_thirty_iterations_and_runs_as_planned(planned
     for rank in planned:
         assert rank["phase"] == "planned"
         assert rank["profiling"]["iterations"] <= 30
-        assert rank["profiling"]["interpolation_error_ratio"] < 0.01
+        assert rank["profiling"]["interpolation_error_ratio"] < 0.05
         assert rank["plan"]["measured_time_s"] <= 1.01 * rank["plan"]["all_max_time_s"]
         energy_j += rank["plan"]["measured_rank_energy_j"]
     plan = planned[0]["plan"]

@@ -42,7 +42,7 @@ def test_what_ran_while_a_clock_settled_is_compared_with_nothing() -> None:
         for step in PROGRAM:
             session.begin(step, now())
             if step == PROGRAM[1]:
-                now.at = replace(now.at, freq_mhz=1590)
+                now.at = now.at._replace(freq_mhz=1590)
             session.end(step, now())
         compared = comparable(3, session.end_iteration())
     assert [(c.stage, c.instruction, c.freq_mhz) for c in compared] == [
@@ -56,7 +56,7 @@ def test_a_counter_that_restarts_gives_no_negative_energy() -> None:
     now = Now()
     with session_of(Control(), Lease()) as session:
         session.begin(PROGRAM[0], now())
-        now.at = replace(now.at, energy_j=0.5)
+        now.at = now.at._replace(energy_j=0.5)
         assert session.end(PROGRAM[0], now()).energy_j == 0.5
 
 
