@@ -160,6 +160,9 @@ class ServeSettings(_Part):
     max_body_bytes: int = Field(1_048_576, ge=1024, le=LARGEST_BODY_BYTES)
     """A larger request is refused before it is read: 32 bytes for each of 32,768 prompt tokens, where English text
     takes about 4 and escaped Chinese 12."""
+    max_waiting_requests: int = Field(2048, ge=1)
+    """While so many wait for their first token, further ones are answered with 429 at once: a queue that only grows
+    helps nobody."""
     overhead_s: float = Field(0.030, ge=0)
     """Time to first token that network, router and event loops add to the engine's: plans leave room for it."""
     warm_start: bool = True

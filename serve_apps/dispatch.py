@@ -16,7 +16,8 @@ from control_plane.domain import PoolName, ReplicaId
 from control_plane.serving.hosting import RouterHost
 from control_plane.serving.policy import RoutedRequest
 from control_plane.serving.routing import Candidate
-from serve_apps.api_errors import AdmittedError
+from control_plane.settings import ServeSettings
+from serve_apps.api_errors import AdmittedError, ApiError
 from serve_apps.engines.protocol import Chunk, EngineError, EngineStoppedError, GenerateRequest, RequestRefusedError
 from serve_apps.replica_directory import ReplicaDirectory
 from serve_apps.usage_ledger import UsageLedger, Used
@@ -137,9 +138,11 @@ class Dispatcher:
         clock_s: Callable[[], float] = time.monotonic,
         no_replica_wait_s: float = NO_REPLICA_WAIT_S,
         ledger: UsageLedger | None = None,
+        most_waiting: int = ServeSettings().max_waiting_requests,
     ) -> None:
         self._host, self._directory, self._calls = host, directory, calls
         self._clock_s, self._no_replica_wait_s = clock_s, no_replica_wait_s
+        self._most_waiting, self._waiting = most_waiting, 0
         self.counts = counts
         self.ledger = ledger or UsageLedger()
 
@@ -185,7 +188,12 @@ class Dispatcher:
 
     @contextmanager
     def _accounted(self, request: GenerateRequest, account: Account) -> Iterator[_InFlight]:
-        """Count the request once it has ended, and turn what ended it into what the client is told."""
+        """Count the request once it has ended, and turn what ended it into what the client is told. Raises ApiError
+        where too many wait."""
+        if self._waiting >= self._most_waiting:
+            message = f"{self._waiting} requests wait for their first token already; send it again later"
+            raise ApiError(429, message, "overloaded")
+        self._waiting += 1
         self.counts.accepted += 1
         flight = _InFlight(request, self._clock_s(), account)
         outcome = Outcome.FAILED
@@ -209,6 +217,7 @@ class Dispatcher:
             outcome = Outcome.COMPLETED if flight.finished else Outcome.CANCELLED
             raise
         finally:
+            self._waiting -= flight.ttft_s is None
             self.counts.end(outcome, flight.pool, flight.ttft_s)
             self.ledger.add(Used(request.tenant, request.input_tokens, account.tokens, account.energy_j))
 
@@ -223,6 +232,7 @@ class Dispatcher:
                     if tokens == 0 and chunk.tokens > 0:
                         if flight.ttft_s is None:
                             flight.ttft_s = self._clock_s() - flight.began_s
+                            self._waiting -= 1
                         self._host.first_token(request.request_id, replica_id, request.input_tokens, flight.ttft_s)
                     tokens += chunk.tokens
                     flight.account.tokens = tokens

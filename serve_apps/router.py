@@ -105,9 +105,10 @@ class Router:
         by_app = speeds(policy, profile)
         host, directory = RouterHost(policy, slo=settings.slo.slo()), ReplicaDirectory(by_app)
         counts = Counts(metrics)
-        dispatcher = Dispatcher(host, directory, ServeCalls(by_app), counts)
-        admission = Admission.of(settings, profile)
         serving = settings.serve
+        most_waiting = serving.max_waiting_requests
+        dispatcher = Dispatcher(host, directory, ServeCalls(by_app), counts, most_waiting=most_waiting)
+        admission = Admission.of(settings, profile)
         self._desk = Desk(admission, dispatcher, directory, counts, serving.max_body_bytes, serving.engine)
         key_file = settings.serve.api_key_file
         self._guards = [] if key_file is None else [Depends(key_guard(Path(key_file)))]

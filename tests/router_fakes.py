@@ -141,7 +141,10 @@ def router_of(replicas: ScriptedReplicas, settings: Settings = SETTINGS, no_repl
     host = RouterHost(policy)  # type: ignore[arg-type]
     directory = ReplicaDirectory(speeds(site_policy(settings), PROFILE))
     counts = Counts(meter)
-    dispatcher = Dispatcher(host, directory, replicas, counts, no_replica_wait_s=no_replica_wait_s)
+    most_waiting = settings.serve.max_waiting_requests
+    dispatcher = Dispatcher(
+        host, directory, replicas, counts, no_replica_wait_s=no_replica_wait_s, most_waiting=most_waiting
+    )
     admission = Admission.of(settings, PROFILE)
     desk = Desk(admission, dispatcher, directory, counts, settings.serve.max_body_bytes, settings.serve.engine)
     return RouterParts(desk, host, policy, replicas, meter)

@@ -1,10 +1,12 @@
 """The control plane on a real Ray: actors by name, clocks that follow the load, deaths that nobody notices."""
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +14,7 @@ import ray
 from tests_support import ROOT
 
 from actors import metrics, runtime
+from actors.messages import TenantUsage
 from control_plane.leases import Hold
 from control_plane.settings import parse_settings
 from control_plane.simulation.traces import synthetic_conversation
@@ -133,27 +136,33 @@ def test_ray_lists_the_actors(live) -> None:
     assert "cluster_manager" in listed.stdout, listed.stderr
 
 
-def test_killing_every_control_actor_in_turn_fails_no_request(live) -> None:
+def test_killing_every_control_actor_in_turn_fails_no_request(live, tmp_path: Path) -> None:
+    """As an operator would see it: `wattray replay` while they die."""
     trace = synthetic_conversation(30.0, seed=7, scale=0.5)
     names = runtime.control_actor_names()
-
-    async def kill_in_turn() -> None:
+    rows = [f"2023-11-16 18:00:{r.arrival_s:09.6f},{r.input_tokens},{r.output_tokens}" for r in trace]
+    (tmp_path / "t.csv").write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    out = tmp_path / "out.json"
+    asked = ["replay", "--trace", str(tmp_path / "t.csv"), "--url", live.url, "--json", str(out), "--tenant", "team-a"]
+    command = [sys.executable, "-m", "wattray", *asked]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as replaying:
         for name in names:
-            await asyncio.sleep(24.0 / len(names))
+            time.sleep(24.0 / len(names))
             ray.kill(runtime.actor(name), no_restart=False)
-
-    async def both() -> list[Sent]:
-        killing = asyncio.create_task(kill_in_turn())
-        sent = await replay(Endpoint(live.url, live.settings.serve.model_name), trace)
-        await killing
-        return sent
-
-    sent = asyncio.run(both())
+        told, _ = replaying.communicate(timeout=120)
+    assert replaying.returncode == 0, told
+    results = json.loads(out.read_text())
     assert len(names) >= 5
-    assert [result.error for result in sent if result.error is not None] == []
-    assert len(sent) == len(trace)
+    assert (results["sent"], results["completed"], results["failed"]) == (len(trace), len(trace), 0)
+    assert results["energy_source"] == "meters"
+    assert 0 < results["ttft_p50_s"] <= results["ttft_p99_s"]
     eventually(lambda: set(runtime.control_actor_names()) == set(names))
     eventually(lambda: all(pool.replicas for pool in live.client.status().pools), 30)
+    eventually(lambda: live.client.usage().get("team-a", TenantUsage()).requests == len(trace), 15)
+    used = live.client.usage()["team-a"]
+    assert used.output_tokens == results["output_tokens"]
+    assert used.unmetered_requests == 0
+    assert 0 < used.energy_j < results["energy_j"]
 
 
 def test_when_the_managers_are_gone_clocks_go_back_to_full(live) -> None:

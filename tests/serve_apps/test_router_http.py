@@ -113,6 +113,29 @@ def test_an_answer_that_breaks_off_counts_its_tokens_and_says_that_its_energy_is
     assert parts.desk.dispatcher.ledger.by_tenant() == {"default": TenantUsage(1, 3, 1, 0.0, 1)}
 
 
+def test_beyond_so_many_that_wait_requests_are_told_to_come_back() -> None:
+    """Those that stream already do not count, and a queue that has shrunk takes requests again."""
+    settings = parse_settings({"serve": {"max_waiting_requests": 2}})
+    slow = does(0.2, Chunk("a", 1), 0.3, Chunk("b", 1, "stop"))
+    parts = router_of(ScriptedReplicas(r0=slow), settings)
+
+    async def burst(client: httpx.AsyncClient) -> list[httpx.Response]:
+        first = [asyncio.create_task(client.post("/v1/completions", json=completion(stream=True))) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        refused = await client.post("/v1/completions", json=completion())
+        while parts.policy.names().count("first_token") < 2:
+            await asyncio.sleep(0.01)
+        later = await client.post("/v1/completions", json=completion())
+        return [refused, later, *(await asyncio.gather(*first))]
+
+    refused, later, *first = ask(parts, burst)
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "overloaded"
+    assert int(refused.headers["retry-after"]) > 0
+    assert [response.status_code for response in (later, *first)] == [200, 200, 200]
+    assert (parts.counts.accepted, parts.counts.ended[Outcome.REFUSED]) == (3, 1)
+
+
 def test_limits_in_headers_are_the_requests_own() -> None:
     parts = three_words()
     headers = {"x-slo-ttft-ms": "120", "x-slo-tpot-ms": "35.5"}
