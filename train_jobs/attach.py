@@ -16,7 +16,8 @@ from train_jobs.board import board_of
 from train_jobs.charged_gpu import ChargedGpu
 from train_jobs.charged_pipeline import Timeline
 from train_jobs.collectives import everybody, gathered, latest
-from train_jobs.correspondence import Correspondence, JobShape
+from train_jobs.correspondence import Correspondence
+from train_jobs.lead import JobShape
 from train_jobs.meter import Meter, Reading
 from train_jobs.order import SessionError
 from train_jobs.planes import Plane, RankGpu, find_plane

@@ -17,7 +17,8 @@ from control_plane.training.schedules import Instruction
 from train_jobs.attached import AttachedTraining, NeverLease, RankParts
 from train_jobs.board import board_of
 from train_jobs.collectives import gathered
-from train_jobs.correspondence import Correspondence, JobShape
+from train_jobs.correspondence import Correspondence
+from train_jobs.lead import JobShape
 from train_jobs.meter import MeasuredStep, Meter, Reading, between
 from train_jobs.order import SessionError
 from train_jobs.planes import Plane, RankGpu
