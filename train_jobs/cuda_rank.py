@@ -21,7 +21,7 @@ from train_jobs.correspondence import Correspondence
 from train_jobs.lead import JobShape
 from train_jobs.meter import MeasuredStep, Meter, Reading, between
 from train_jobs.order import SessionError
-from train_jobs.planes import Plane, RankGpu
+from train_jobs.planes import SIMULATED_GPUS_VARIABLE, Plane, RankGpu
 from train_jobs.power_sampler import PowerSampler
 from train_jobs.scheduled_clock import ClockControl
 from train_jobs.threaded_clock import Ready, ThreadedClock
@@ -34,7 +34,11 @@ SWITCH_TIME_S = 0.1
 
 
 def device_uuid() -> str:
-    """Of the current CUDA device, as NVML calls it."""
+    """Of the current CUDA device, as NVML calls it. Raises SessionError where torch sees none."""
+    if not torch.cuda.is_available():
+        raise SessionError(
+            f"torch sees no CUDA device; for simulated GPUs name a simulated node's file in {SIMULATED_GPUS_VARIABLE}"
+        )
     return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
