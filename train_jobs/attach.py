@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
@@ -15,13 +16,14 @@ from train_jobs.board import board_of
 from train_jobs.charged_gpu import ChargedGpu
 from train_jobs.charged_pipeline import Timeline
 from train_jobs.collectives import everybody, gathered, latest
-from train_jobs.correspondence import Correspondence, JobShape
+from train_jobs.correspondence import Correspondence
+from train_jobs.lead import JobShape
 from train_jobs.meter import Meter, Reading
 from train_jobs.order import SessionError
 from train_jobs.planes import Plane, RankGpu, find_plane
 from train_jobs.scheduled_clock import ClockControl
 from train_jobs.simulated_costs import LayerCost, ParameterCosts
-from train_jobs.stage_hooks import watch
+from train_jobs.stage_hooks import Watcher, watch
 from train_jobs.threaded_clock import ThreadedClock
 
 log = logging.getLogger(__name__)
@@ -30,8 +32,45 @@ Work = Callable[[int, Instruction], StageWork]
 """(stage, computation) → what a simulated GPU is charged for it."""
 
 
-def attach_schedule(
-    schedule: Any,
+@dataclass(frozen=True, slots=True)
+class RankOfPipeline:
+    """What is to be known of a rank of somebody's pipeline: the global ranks of its stages in order, how many model
+    chunks it runs, how many parameters it holds, and how to listen to its computations."""
+
+    ranks: tuple[int, ...]
+    chunks: int
+    parameters: int
+    schedule: str
+    listen: Callable[[Watcher], Callable[[], None]]
+    """Returns what ends that."""
+    wrong: str = ""
+    """Why it cannot be planned for, on this rank."""
+
+
+def attach_schedule(schedule: Any, job: str, **options: Any) -> AttachedTraining:
+    """See ``wattray.train.attach``. Collective: every rank of the default process group calls it. Options as of
+    ``attach_rank``."""
+    _check_name(job)
+    stages = stages_of(schedule)
+    ranks = tuple(dist.get_process_group_ranks(stages[0].group or dist.group.WORLD))
+
+    def listen(watcher: Watcher) -> Callable[[], None]:
+        stops = [watch(one, chunk, watcher) for chunk, one in enumerate(stages)]
+
+        def stop_all() -> None:
+            for stop in stops:
+                stop()
+
+        return stop_all
+
+    parameters = sum(p.numel() for one in stages for p in one.submod.parameters())
+    wrong = _why_not(stages, ranks, ranks.index(dist.get_rank()))
+    pipeline = RankOfPipeline(ranks, len(stages), parameters, type(schedule).__name__, listen, wrong)
+    return attach_rank(pipeline, job, **options)
+
+
+def attach_rank(
+    pipeline: RankOfPipeline,
     job: str,
     *,
     policy: Policy = PERSEUS,
@@ -40,17 +79,12 @@ def attach_schedule(
     work: Work | None = None,
     plane: Plane | None = None,
 ) -> AttachedTraining:
-    """See ``wattray.train.attach``. Collective: every rank of the default process group calls it."""
-    if not re.fullmatch(JOB_NAME, job):
-        raise SessionError(f"job {job!r}: a name has lower-case letters, digits, '.', '_' and '-', such as my-job")
-    stages = stages_of(schedule)
-    group = stages[0].group or dist.group.WORLD
-    ranks = tuple(dist.get_process_group_ranks(group))
-    me, stage = dist.get_rank(), ranks.index(dist.get_rank())
-    wrong = _why_not(stages, ranks, stage)
-    members: list[tuple[tuple[int, ...], int, str]] = gathered(
-        (ranks, sum(p.numel() for one in stages for p in one.submod.parameters()), wrong)
-    )
+    """Collective, as ``attach_schedule``. ``work`` says what simulated GPUs are charged, ``plane`` where planner and
+    GPUs are. Raises SessionError where a rank has no place in a plan or no GPU, LeaseRefusedError where its GPU is
+    another's."""
+    _check_name(job)
+    me = dist.get_rank()
+    members: list[tuple[tuple[int, ...], int, str]] = gathered((pipeline.ranks, pipeline.parameters, pipeline.wrong))
     for told in (reason for _, _, reason in members if reason):
         raise SessionError(told)
     pipelines = tuple(sorted({of for of, _, _ in members}))
@@ -61,19 +95,25 @@ def attach_schedule(
 
         uuid = device_uuid()
     gpu = found.open(job, uuid)
-    shape = JobShape(job, me, pipelines, 0.0, type(schedule).__name__, policy)
+    shape = JobShape(job, me, pipelines, 0.0, pipeline.schedule, policy)
     if gpu.charged is None:
         from train_jobs.cuda_rank import attach_cuda
 
-        return attach_cuda(stages, shape, gpu, found, strict, switch_time_s)
+        return attach_cuda(pipeline, shape, gpu, found, strict, switch_time_s)
     mean = sum(count for _, count, _ in members) / len(members)
-    costs = ParameterCosts(LayerCost(), {rank: count / mean for rank, (_, count, _) in enumerate(members)}, len(stages))
+    shares = {rank: count / mean for rank, (_, count, _) in enumerate(members)}
+    costs = ParameterCosts(LayerCost(), shares, pipeline.chunks)
     charge = work or (lambda _, step: costs.work(me, step.name))
-    return _attach_charged(stages, shape, gpu, gpu.charged, found, strict, switch_time_s, charge)
+    return _attach_charged(pipeline, shape, gpu, gpu.charged, found, strict, switch_time_s, charge)
+
+
+def _check_name(job: str) -> None:
+    if not re.fullmatch(JOB_NAME, job):
+        raise SessionError(f"job {job!r}: a name has lower-case letters, digits, '.', '_' and '-', such as my-job")
 
 
 def _attach_charged(
-    stages: Sequence[Any],
+    pipeline: RankOfPipeline,
     shape: JobShape,
     gpu: RankGpu,
     charged: ChargedGpu,
@@ -95,27 +135,28 @@ def _attach_charged(
         shape.schedule,
         shape.policy,
     )
-    parts = RankParts(shape.rank, shape.stage, len(stages), Meter(charged.look), control, lease, spec.freqs_mhz, acts)
+    parts = RankParts(
+        shape.rank, shape.stage, pipeline.chunks, Meter(charged.look), control, lease, spec.freqs_mhz, acts
+    )
     correspondence = Correspondence(shape, board_of(shape.job), plane.planner)
     attached = AttachedTraining(parts, correspondence, strict)
     members = shape.pipelines[shape.pipeline]
     moments = dist.new_group(list(members), backend="gloo", use_local_synchronization=True)
     meeting = dist.new_group(backend="gloo")
     timeline = Timeline(
-        attached, charged, lambda step: work(shape.stage, step), members, shape.stage, moments, len(stages)
+        attached, charged, lambda step: work(shape.stage, step), members, shape.stage, moments, pipeline.chunks
     )
     attached.conductor = ChargedConductor(timeline, charged, meeting)
-    return _watched(attached, stages, [gpu.release, *_closers(control), correspondence.close])
+    return listening(attached, pipeline, [gpu.release, *_closers(control), correspondence.close])
 
 
-def _watched(
-    attached: AttachedTraining, stages: Sequence[Any], closers: Sequence[Callable[[], Any]]
+def listening(
+    attached: AttachedTraining, pipeline: RankOfPipeline, closers: Sequence[Callable[[], Any]]
 ) -> AttachedTraining:
-    """``closers`` are called last of all, from the end."""
+    """From now on it hears the computations. ``closers`` are called last of all, from the end."""
     for act in closers:
         attached.when_closed(act)
-    for chunk, one in enumerate(stages):
-        attached.when_closed(watch(one, chunk, attached))
+    attached.when_closed(pipeline.listen(attached))
     return attached
 
 

@@ -17,7 +17,8 @@ from typing import Any, Protocol, Self
 
 from control_plane.training.schedules import Instruction
 from train_jobs.clock_profiler import ClockProfile, ClockProfiler
-from train_jobs.correspondence import Correspondence, Offered
+from train_jobs.correspondence import Correspondence
+from train_jobs.lead import Offered
 from train_jobs.meter import MeasuredStep, Meter, Reading
 from train_jobs.order import RankOrder, SessionError
 from train_jobs.scheduled_clock import ClockControl, ScheduledClock

@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,21 +17,28 @@ from control_plane.training.schedules import Instruction
 from train_jobs.attached import AttachedTraining, NeverLease, RankParts
 from train_jobs.board import board_of
 from train_jobs.collectives import gathered
-from train_jobs.correspondence import Correspondence, JobShape
+from train_jobs.correspondence import Correspondence
+from train_jobs.lead import JobShape
 from train_jobs.meter import MeasuredStep, Meter, Reading, between
 from train_jobs.order import SessionError
-from train_jobs.planes import Plane, RankGpu
+from train_jobs.planes import SIMULATED_GPUS_VARIABLE, Plane, RankGpu
 from train_jobs.power_sampler import PowerSampler
 from train_jobs.scheduled_clock import ClockControl
-from train_jobs.stage_hooks import watch
 from train_jobs.threaded_clock import Ready, ThreadedClock
+
+if TYPE_CHECKING:
+    from train_jobs.attach import RankOfPipeline
 
 SWITCH_TIME_S = 0.1
 """Of a GPU whose clock changes were not measured: tens of milliseconds on an A100, hundreds on a GH200."""
 
 
 def device_uuid() -> str:
-    """Of the current CUDA device, as NVML calls it."""
+    """Of the current CUDA device, as NVML calls it. Raises SessionError where torch sees none."""
+    if not torch.cuda.is_available():
+        raise SessionError(
+            f"torch sees no CUDA device; for simulated GPUs name a simulated node's file in {SIMULATED_GPUS_VARIABLE}"
+        )
     return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
@@ -153,9 +160,11 @@ class CudaConductor:
 
 
 def attach_cuda(
-    stages: Sequence[Any], shape: JobShape, gpu: RankGpu, plane: Plane, strict: bool, switch_time_s: float | None
+    pipeline: "RankOfPipeline", shape: JobShape, gpu: RankGpu, plane: Plane, strict: bool, switch_time_s: float | None
 ) -> AttachedTraining:
-    """As ``attach_schedule`` for a rank whose GPU is real."""
+    """As ``attach_rank`` for a rank whose GPU is real."""
+    from train_jobs.attach import listening
+
     hardware = nvml_gpu(gpu.uuid)
     supported = tuple(hardware.supported_freqs_mhz()) or (hardware.freq_mhz(),)
     switch_s = SWITCH_TIME_S if switch_time_s is None else switch_time_s
@@ -168,15 +177,11 @@ def attach_cuda(
         held[0] = ThreadedClock(gpu.control, supported[-1], meter.mark)
     control = held[0]
     shape = replace(shape, switch_time_s=switch_s)
-    parts = RankParts(shape.rank, shape.stage, len(stages), meter, control, lease, supported, acts)
+    parts = RankParts(shape.rank, shape.stage, pipeline.chunks, meter, control, lease, supported, acts)
     correspondence = Correspondence(shape, board_of(shape.job), plane.planner)
     attached = AttachedTraining(parts, correspondence, strict)
     attached.conductor = CudaConductor(attached, meter, sampler)
     closers: list[Callable[[], Any]] = [gpu.release, sampler.close]
     if isinstance(control, ThreadedClock):
         closers += [control.close, lambda: control.flush(2.0)]
-    for act in [*closers, correspondence.close]:
-        attached.when_closed(act)
-    for chunk, one in enumerate(stages):
-        attached.when_closed(watch(one, chunk, attached))
-    return attached
+    return listening(attached, pipeline, [*closers, correspondence.close])

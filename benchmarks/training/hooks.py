@@ -23,7 +23,8 @@ from control_plane.training.schedules import Instruction
 from train_jobs.attached import AttachedTraining, RankParts
 from train_jobs.board import Board
 from train_jobs.charged_gpu import ChargedGpu
-from train_jobs.correspondence import Correspondence, JobShape
+from train_jobs.correspondence import Correspondence
+from train_jobs.lead import JobShape
 from train_jobs.local_planner import LocalPlanner
 from train_jobs.meter import Meter, Reading
 from train_jobs.power_sampler import PowerSampler

@@ -10,9 +10,10 @@ from gpud_process import eventually
 from session_fakes import PROGRAM, SCHEDULE, profile_of_rank
 
 from actors.training_messages import ClockSchedule, JobRegistration
-from train_jobs import correspondence
+from train_jobs import correspondence, lead
 from train_jobs.board import Board
-from train_jobs.correspondence import Correspondence, JobShape, kind_ratios
+from train_jobs.correspondence import Correspondence, kind_ratios
+from train_jobs.lead import JobShape
 from train_jobs.meter import MeasuredStep
 
 FULL_S = 2.0
@@ -151,7 +152,7 @@ def test_a_plan_for_a_straggler_may_take_as_long_as_the_straggler(job: Job) -> N
 
 
 def test_a_profile_that_is_a_little_off_is_corrected_and_solved_anew(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(correspondence, "REFINED_EVERY", 8)
+    monkeypatch.setattr(lead, "REFINED_EVERY", 8)
     handed(job)
     until(job, lambda: len(job.planner.registered) == 2, FULL_S, slower=1.02)
     first, second = job.planner.registered
