@@ -7,7 +7,7 @@ to full and is logged; training goes on (``strict`` raises).
 
 import atexit
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from control_plane.training.schedules import Instruction
-from train_jobs.clock_profiler import ClockProfile, ClockProfiler
+from train_jobs.clock_profiler import ClockProfile, ClockProfiler, Waiting
 from train_jobs.correspondence import Correspondence
 from train_jobs.lead import Offered
 from train_jobs.meter import MeasuredStep, Meter, Reading
@@ -65,6 +65,9 @@ class RankParts:
     supported_mhz: tuple[int, ...]
     acts: bool
     """Clocks may be moved, on every rank."""
+    waiting_w: float | None = None
+    """What the GPU draws while it waits for others, where that was measured on its own; else it is what computations
+    leave of an iteration's energy."""
 
 
 class AttachedTraining:
@@ -87,6 +90,9 @@ class AttachedTraining:
         self._steps: tuple[MeasuredStep, ...] = ()
         self._full_clock_s: list[float] = []
         self._waiting_w: list[float] = []
+        self._asked_mhz: int | None = None
+        """The clock of the profiling iteration that runs."""
+        self._whole: dict[int, list[tuple[float, float]]] = {}
         self._seen: deque[IterationSeen] = deque(maxlen=KEPT_ITERATIONS)
         self._ran = LEARN
         """The phase that the iteration belonged to which has ended last."""
@@ -238,7 +244,7 @@ class AttachedTraining:
         if session is None:
             return
         if self._phase == PROFILE:
-            asked_mhz = self._profiler.clock_of(self._profiled)
+            asked_mhz = self._asked_mhz = self._profiler.clock_of(self._profiled)
             if asked_mhz is not None:
                 if self._parts.acts:
                     session.clock.hold(asked_mhz, at.at_ns)
@@ -266,6 +272,8 @@ class AttachedTraining:
         computing_j = sum(step.energy_j for step in self._steps)
         if time_s > computing_s and self._steps:
             self._waiting_w.append((energy_j - computing_j) / (time_s - computing_s))
+        if self._ran == PROFILE and self._asked_mhz is not None:
+            self._whole.setdefault(self._asked_mhz, []).append((time_s, energy_j))
         full = {step.freq_mhz for step in self._steps} == {self._full_mhz}
         if full and self._ran in (CHECK, PROFILE):
             self._full_clock_s.append(time_s)
@@ -301,8 +309,14 @@ class AttachedTraining:
     def _hand_over(self, at: Reading) -> None:
         assert self._session is not None
         self._session.clock.hold(self._full_mhz, at.at_ns)
-        self.profile = self._profiler.profile(self._parts.chunks)
-        waiting_w = max(0.0, median(self._waiting_w)) if self._waiting_w else 0.0
+        measured_w = self._parts.waiting_w
+        counts = Counter(step.name for step in self._session.order.program)
+        waiting = None if measured_w is None else Waiting(measured_w, self._whole, counts)
+        self.profile = self._profiler.profile(self._parts.chunks, waiting)
+        if waiting is not None:
+            waiting_w = waiting.power_w
+        else:
+            waiting_w = max(0.0, median(self._waiting_w)) if self._waiting_w else 0.0
         mine = RankProfile(self._parts.stage, self._session.order.program, dict(self.profile.choices), waiting_w)
         full_clock_s = median(self._full_clock_s) if self._full_clock_s else 0.0
         self._correspondence.hand_profile(mine, self.profile.noise_ratio, full_clock_s)

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import fmean, median
 
 from control_plane.training.profile import Choice
 from train_jobs.meter import MeasuredStep
@@ -48,6 +48,33 @@ class ClockProfile:
     measured_mhz: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a GPU draws while it waits for others, measured on its own. A GPU's power samples lag by more than a short
+    computation lasts, so computing and waiting look alike in them; over whole iterations energy is right, and what
+    waiting does not explain is computing."""
+
+    power_w: float
+    iterations: Mapping[int, Sequence[tuple[float, float]]]
+    """By clock, (time in s, energy in J) of whole iterations."""
+    per_iteration: Mapping[str, int]
+    """How often each kind of computation runs in one."""
+
+    def scales(self, seen: Mapping[str, Mapping[int, Sequence[MeasuredStep]]]) -> dict[int, float]:
+        """By which sampled energies are multiplied, by clock. Computing takes no less power than waiting."""
+        found = {}
+        for mhz, whole in self.iterations.items():
+            time_s, energy_j = fmean(t for t, _ in whole), fmean(j for _, j in whole)
+            kinds = [(self.per_iteration.get(name, 0), by_clock.get(mhz, ())) for name, by_clock in seen.items()]
+            computing_s = sum(count * median(s.time_s for s in steps) for count, steps in kinds if steps)
+            sampled_j = sum(count * median(s.energy_j for s in steps) for count, steps in kinds if steps)
+            if sampled_j > 0:
+                waited_s = max(0.0, time_s - computing_s)
+                computing_j = max(energy_j - self.power_w * waited_s, self.power_w * computing_s)
+                found[mhz] = computing_j / sampled_j
+        return found
+
+
 class ClockProfiler:
     """Says which clock to run next and takes what was measured."""
 
@@ -77,12 +104,17 @@ class ClockProfiler:
             if step.settled and step.time_s > 0:
                 self._seen[step.step.name][step.freq_mhz].append(step)
 
-    def profile(self, chunks: int = 1) -> ClockProfile:
+    def profile(self, chunks: int = 1, waiting: "Waiting | None" = None) -> ClockProfile:
         """``chunks``: model chunks of this rank; a choice is what all of them take together, so that the planner's
-        even share is one's. Raises ValueError where a kind was never measured at a settled clock."""
+        even share is one's. With ``waiting`` the energies of each clock are scaled to what its iterations used beside
+        waiting. Raises ValueError where a kind was never measured at a settled clock."""
         choices, constant, errors, noises = {}, [], [0.0], [0.0]
+        scales = {} if waiting is None else waiting.scales(self._seen)
         for name, by_clock in self._seen.items():
-            measured = [_choice(mhz, steps, chunks) for mhz, steps in sorted(by_clock.items(), reverse=True)]
+            measured = [
+                _choice(mhz, steps, chunks, scales.get(mhz, 1.0))
+                for mhz, steps in sorted(by_clock.items(), reverse=True)
+            ]
             noises.append(max(_spread([step.time_s for step in steps]) for steps in by_clock.values()))
             slowest, fastest = max(c.time_s for c in measured), min(c.time_s for c in measured)
             if len(measured) > 1 and slowest <= fastest * (1 + CONSTANT_RATIO):
@@ -117,8 +149,8 @@ def between(low: Choice, high: Choice, freq_mhz: int) -> Choice:
     return Choice(freq_mhz, time_s, low.energy_j + share_f * (high.energy_j - low.energy_j))
 
 
-def _choice(mhz: int, steps: Sequence[MeasuredStep], chunks: int) -> Choice:
-    return Choice(mhz, chunks * median(s.time_s for s in steps), chunks * median(s.energy_j for s in steps))
+def _choice(mhz: int, steps: Sequence[MeasuredStep], chunks: int, scale: float) -> Choice:
+    return Choice(mhz, chunks * median(s.time_s for s in steps), scale * chunks * median(s.energy_j for s in steps))
 
 
 def _distance(one: Choice, other: Choice) -> float:

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
 from control_plane.ports import Gpu
 from control_plane.training.schedules import Instruction
@@ -29,6 +30,8 @@ from train_jobs.threaded_clock import Ready, ThreadedClock
 if TYPE_CHECKING:
     from train_jobs.attach import RankOfPipeline
 
+WAIT_S = 1.5
+"""Of which the last nine tenths but the first three are looked at: sensors average over up to a second."""
 SWITCH_TIME_S = 0.1
 """Of a GPU whose clock changes were not measured: tens of milliseconds on an A100, hundreds on a GH200."""
 
@@ -159,6 +162,28 @@ class CudaConductor:
         self._attached.end(step, self._sampler.now())
 
 
+def waiting_power_w(sampler: PowerSampler) -> float | None:
+    """Collective: what this GPU draws while it waits in a collective for another rank (alone: with nothing to do), at
+    the clock that runs; None where its power cannot be read. Takes three seconds."""
+    me, ranks = dist.get_rank(), dist.get_world_size()
+    found = []
+    for late in sorted({0, ranks - 1}):
+        torch.cuda.synchronize()
+        everyone = torch.ones(1, device="cuda")
+        dist.all_reduce(everyone)
+        torch.cuda.synchronize()
+        began_ns = time.monotonic_ns()
+        if me == late:
+            time.sleep(WAIT_S)
+        dist.all_reduce(everyone)
+        if me != late or ranks == 1:
+            time.sleep(max(0.0, WAIT_S - (time.monotonic_ns() - began_ns) * 1e-9 - 0.1))
+            waited_w = sampler.mean_w(began_ns + round(0.3 * WAIT_S * 1e9), began_ns + round(0.9 * WAIT_S * 1e9))
+            found += [] if waited_w is None else [waited_w]
+        torch.cuda.synchronize()
+    return fmean(found) if found else None
+
+
 def attach_cuda(
     pipeline: "RankOfPipeline", shape: JobShape, gpu: RankGpu, plane: Plane, strict: bool, switch_time_s: float | None
 ) -> AttachedTraining:
@@ -171,13 +196,14 @@ def attach_cuda(
     lease = gpu.lease or NeverLease()
     acts = all(gathered(lease.may_lower() and gpu.control is not None))
     sampler = PowerSampler(hardware)
+    waiting_w = waiting_power_w(sampler)
     held: list[ClockControl] = [FixedClock(supported[-1])]
     meter = CudaMeter(sampler, lambda: held[0].target_mhz(), 2 * switch_s)
     if acts and gpu.control is not None:
         held[0] = ThreadedClock(gpu.control, supported[-1], meter.mark)
     control = held[0]
     shape = replace(shape, switch_time_s=switch_s)
-    parts = RankParts(shape.rank, shape.stage, pipeline.chunks, meter, control, lease, supported, acts)
+    parts = RankParts(shape.rank, shape.stage, pipeline.chunks, meter, control, lease, supported, acts, waiting_w)
     correspondence = Correspondence(shape, board_of(shape.job), plane.planner)
     attached = AttachedTraining(parts, correspondence, strict)
     attached.conductor = CudaConductor(attached, meter, sampler)

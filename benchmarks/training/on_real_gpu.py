@@ -189,7 +189,7 @@ class Run:
             "rank": self.rank,
             "gpu": "simulated" if self.simulated else torch.cuda.get_device_name(self.device),
             "kinds": {name: summed(found, watts[name]) for name, found in kinds.items()},
-            "waiting_w": statistics.median(self.attached._waiting_w) if self.attached._waiting_w else None,
+            "waiting_w": self.attached._parts.waiting_w,
             "energy": energy,
             "iteration_s": statistics.median(without for _, without in pairs),
             "hooks_ratio": confident([hooked / without - 1 for hooked, without in pairs]),

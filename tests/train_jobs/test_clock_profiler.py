@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from control_plane.hardware.gpu_model import H100_SXM, Activity
 from control_plane.hardware.stage_model import StageWork
-from control_plane.training.schedules import Instruction
-from train_jobs.clock_profiler import MOST_ITERATIONS, ClockProfiler, clocks_to_measure
+from control_plane.training.schedules import BACKWARD, FORWARD, Instruction
+from train_jobs.clock_profiler import MOST_ITERATIONS, ClockProfiler, Waiting, clocks_to_measure
 from train_jobs.meter import MeasuredStep
 
 CLOCKS = H100_SXM.freqs_mhz
@@ -84,3 +84,20 @@ def test_the_highest_clock_is_first_and_none_is_measured_twice(supported: list[i
     assert list(asked) == sorted(set(asked), reverse=True)
     assert set(asked) <= set(supported)
     assert len(asked) <= count
+
+
+def test_what_waiting_does_not_explain_is_computing() -> None:
+    """Samples that lag show 640 W everywhere; the GPU computes at 700 W and waits at 500 W for a third of the time."""
+    profiler = ClockProfiler((1980,), iterations_a_clock=2)
+    profiler.add([MeasuredStep(Instruction(name, 0), 0, 100_000_000, 64.0, 1980, True) for name in (FORWARD, BACKWARD)])
+    waiting = Waiting(500.0, {1980: [(0.3, 0.2 * 700 + 0.1 * 500)] * 2}, {FORWARD: 1, BACKWARD: 1})
+    choices = profiler.profile(waiting=waiting).choices
+    assert choices[FORWARD][0].energy_j == pytest.approx(70)
+    assert choices[BACKWARD][0].energy_j == pytest.approx(70)
+
+
+def test_computing_takes_no_less_power_than_waiting() -> None:
+    profiler = ClockProfiler((1980,), iterations_a_clock=2)
+    profiler.add([MeasuredStep(Instruction(FORWARD, 0), 0, 100_000_000, 30.0, 1980, True)])
+    waiting = Waiting(500.0, {1980: [(0.3, 60.0)]}, {FORWARD: 1})
+    assert profiler.profile(waiting=waiting).choices[FORWARD][0].energy_j == pytest.approx(50)
