@@ -238,32 +238,6 @@ def test_training_outlives_its_planner_and_a_worker(live: Any, own_temp: Path, t
     assert result.energy_j < result.baseline_energy_j
 
 
-def test_two_jobs_run_at_once_on_gpus_of_their_own(live: Any, tmp_path: Path) -> None:
-    agent = runtime.actor(runtime.agent_names()[0])
-
-    def leased() -> dict[str, set[str]]:
-        owners: dict[str, set[str]] = {}
-        for uuid, (owner, _) in ray.get(agent.leases.remote()).items():
-            owners.setdefault(owner, set()).add(uuid)
-        return owners
-
-    running = []
-    try:
-        for name in ("first", "second"):
-            layer = {"forward_s": 0.012 if name == "first" else 0.006}
-            values = {"name": name, "iterations": 12, "straggler": None, "layer": layer}
-            running.append(start_training(parse_job(values), f"127.0.0.1:{live.ports[0]}", tmp_path / name))
-            eventually(lambda name=name: len(leased().get(f"training:{name}", ())) == 2, 60)
-        assert not leased()["training:first"] & leased()["training:second"]
-        results = [one.result(120) for one in running]
-    finally:
-        for one in running:
-            one.stop()
-    for result in results:
-        assert result.energy_j < result.baseline_energy_j
-        assert result.slowdown_ratio <= 1.02
-
-
 def test_a_job_that_needs_more_gpus_than_are_kept_is_told(live: Any, tmp_path: Path) -> None:
     config = tmp_path / "job.yaml"
     config.write_text("data_parallel: 3\n")
