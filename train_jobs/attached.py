@@ -7,6 +7,7 @@ to full and is logged; training goes on (``strict`` raises).
 
 import atexit
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,8 +67,10 @@ class RankParts:
     acts: bool
     """Clocks may be moved, on every rank."""
     waiting_w: float | None = None
-    """What the GPU draws while it waits for others, where that was measured on its own; else it is what computations
-    leave of an iteration's energy."""
+    """What the GPU draws at least while it waits for others, where that was measured on its own; else waiting is what
+    computations leave of an iteration's energy."""
+    limit_w: float = math.inf
+    """The GPU's power limit."""
 
 
 class AttachedTraining:
@@ -311,11 +314,11 @@ class AttachedTraining:
         self._session.clock.hold(self._full_mhz, at.at_ns)
         measured_w = self._parts.waiting_w
         counts = Counter(step.name for step in self._session.order.program)
-        waiting = None if measured_w is None else Waiting(measured_w, self._whole, counts)
+        limit_w = self._parts.limit_w
+        waiting = None if measured_w is None else Waiting(measured_w, limit_w, self._whole, counts)
         self.profile = self._profiler.profile(self._parts.chunks, waiting)
-        if waiting is not None:
-            waiting_w = waiting.power_w
-        else:
+        waiting_w = self.profile.waiting_w
+        if waiting_w is None:
             waiting_w = max(0.0, median(self._waiting_w)) if self._waiting_w else 0.0
         mine = RankProfile(self._parts.stage, self._session.order.program, dict(self.profile.choices), waiting_w)
         full_clock_s = median(self._full_clock_s) if self._full_clock_s else 0.0

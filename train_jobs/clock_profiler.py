@@ -46,15 +46,19 @@ class ClockProfile:
     noise_ratio: float
     """The median distance of a repeated measurement from its median, over it: the worst kind's."""
     measured_mhz: tuple[int, ...]
+    waiting_w: float | None = None
+    """At the highest clock, where waiting was measured on its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What a GPU draws while it waits for others, measured on its own. A GPU's power samples lag by more than a short
-    computation lasts, so computing and waiting look alike in them; over whole iterations energy is right, and what
-    waiting does not explain is computing."""
+    """What a GPU draws at least while it waits for others, measured on its own. A GPU's power samples lag by more than
+    a short computation lasts, so computing and waiting look alike in them; over whole iterations energy is right, and
+    what waiting does not explain is computing. Nothing computes above the GPU's power limit: what is left beyond that
+    was drawn by waiting, as NCCL's kernels do that wait with data on their way."""
 
-    power_w: float
+    least_w: float
+    limit_w: float
     iterations: Mapping[int, Sequence[tuple[float, float]]]
     """By clock, (time in s, energy in J) of whole iterations."""
     per_iteration: Mapping[str, int]
@@ -63,16 +67,34 @@ class Waiting:
     def scales(self, seen: Mapping[str, Mapping[int, Sequence[MeasuredStep]]]) -> dict[int, float]:
         """By which sampled energies are multiplied, by clock. Computing takes no less power than waiting."""
         found = {}
-        for mhz, whole in self.iterations.items():
-            time_s, energy_j = fmean(t for t, _ in whole), fmean(j for _, j in whole)
-            kinds = [(self.per_iteration.get(name, 0), by_clock.get(mhz, ())) for name, by_clock in seen.items()]
-            computing_s = sum(count * median(s.time_s for s in steps) for count, steps in kinds if steps)
-            sampled_j = sum(count * median(s.energy_j for s in steps) for count, steps in kinds if steps)
+        for mhz in self.iterations:
+            time_s, energy_j, computing_s, sampled_j = self._of(mhz, seen)
             if sampled_j > 0:
-                waited_s = max(0.0, time_s - computing_s)
-                computing_j = max(energy_j - self.power_w * waited_s, self.power_w * computing_s)
-                found[mhz] = computing_j / sampled_j
+                waiting_w = self.power_w(mhz, seen)
+                computing_j = energy_j - waiting_w * max(0.0, time_s - computing_s)
+                found[mhz] = max(computing_j, waiting_w * computing_s) / sampled_j
         return found
+
+    def power_w(self, mhz: int, seen: Mapping[str, Mapping[int, Sequence[MeasuredStep]]]) -> float:
+        """Of waiting, in iterations at this clock."""
+        if mhz not in self.iterations:
+            return self.least_w
+        time_s, energy_j, computing_s, _ = self._of(mhz, seen)
+        waited_s = time_s - computing_s
+        return max(self.least_w, (energy_j - self.limit_w * computing_s) / waited_s) if waited_s > 0 else self.least_w
+
+    def _of(
+        self, mhz: int, seen: Mapping[str, Mapping[int, Sequence[MeasuredStep]]]
+    ) -> tuple[float, float, float, float]:
+        """Of a mean iteration: its time and energy, and those of its computations as sampled."""
+        whole = self.iterations[mhz]
+        kinds = [(self.per_iteration.get(name, 0), by_clock.get(mhz, ())) for name, by_clock in seen.items()]
+        return (
+            fmean(time_s for time_s, _ in whole),
+            fmean(energy_j for _, energy_j in whole),
+            sum(count * median(step.time_s for step in steps) for count, steps in kinds if steps),
+            sum(count * median(step.energy_j for step in steps) for count, steps in kinds if steps),
+        )
 
 
 class ClockProfiler:
@@ -129,7 +151,8 @@ class ClockProfiler:
         if not choices:
             raise ValueError("no computation was measured at a settled clock; computations are too short to profile")
         clocks = sorted({mhz for by_clock in self._seen.values() for mhz in by_clock}, reverse=True)
-        return ClockProfile(choices, tuple(constant), max(errors), max(noises), tuple(clocks))
+        waiting_w = None if waiting is None else waiting.power_w(clocks[0], self._seen)
+        return ClockProfile(choices, tuple(constant), max(errors), max(noises), tuple(clocks), waiting_w)
 
     def _with_clocks_between(self, measured: Sequence[Choice]) -> tuple[Choice, ...]:
         filled = list(measured[:1])

@@ -196,14 +196,16 @@ def attach_cuda(
     lease = gpu.lease or NeverLease()
     acts = all(gathered(lease.may_lower() and gpu.control is not None))
     sampler = PowerSampler(hardware)
-    waiting_w = waiting_power_w(sampler)
+    waiting_w, limit_w = waiting_power_w(sampler), hardware.power_limit_w()
     held: list[ClockControl] = [FixedClock(supported[-1])]
     meter = CudaMeter(sampler, lambda: held[0].target_mhz(), 2 * switch_s)
     if acts and gpu.control is not None:
         held[0] = ThreadedClock(gpu.control, supported[-1], meter.mark)
     control = held[0]
     shape = replace(shape, switch_time_s=switch_s)
-    parts = RankParts(shape.rank, shape.stage, pipeline.chunks, meter, control, lease, supported, acts, waiting_w)
+    parts = RankParts(
+        shape.rank, shape.stage, pipeline.chunks, meter, control, lease, supported, acts, waiting_w, limit_w
+    )
     correspondence = Correspondence(shape, board_of(shape.job), plane.planner)
     attached = AttachedTraining(parts, correspondence, strict)
     attached.conductor = CudaConductor(attached, meter, sampler)

@@ -90,7 +90,7 @@ def test_what_waiting_does_not_explain_is_computing() -> None:
     """Samples that lag show 640 W everywhere; the GPU computes at 700 W and waits at 500 W for a third of the time."""
     profiler = ClockProfiler((1980,), iterations_a_clock=2)
     profiler.add([MeasuredStep(Instruction(name, 0), 0, 100_000_000, 64.0, 1980, True) for name in (FORWARD, BACKWARD)])
-    waiting = Waiting(500.0, {1980: [(0.3, 0.2 * 700 + 0.1 * 500)] * 2}, {FORWARD: 1, BACKWARD: 1})
+    waiting = Waiting(500.0, 800.0, {1980: [(0.3, 0.2 * 700 + 0.1 * 500)] * 2}, {FORWARD: 1, BACKWARD: 1})
     choices = profiler.profile(waiting=waiting).choices
     assert choices[FORWARD][0].energy_j == pytest.approx(70)
     assert choices[BACKWARD][0].energy_j == pytest.approx(70)
@@ -99,5 +99,14 @@ def test_what_waiting_does_not_explain_is_computing() -> None:
 def test_computing_takes_no_less_power_than_waiting() -> None:
     profiler = ClockProfiler((1980,), iterations_a_clock=2)
     profiler.add([MeasuredStep(Instruction(FORWARD, 0), 0, 100_000_000, 30.0, 1980, True)])
-    waiting = Waiting(500.0, {1980: [(0.3, 60.0)]}, {FORWARD: 1})
+    waiting = Waiting(500.0, 800.0, {1980: [(0.3, 60.0)]}, {FORWARD: 1})
     assert profiler.profile(waiting=waiting).choices[FORWARD][0].energy_j == pytest.approx(50)
+
+
+def test_what_a_gpu_used_beyond_its_power_limit_was_drawn_by_waiting() -> None:
+    """As on two H200s: 165 ms of computing in 250 ms, 160 J, a limit of 700 W, and 116 W in a bare collective."""
+    profiler = ClockProfiler((1980,), iterations_a_clock=2)
+    profiler.add([MeasuredStep(Instruction(FORWARD, 0), 0, 165_000_000, 100.0, 1980, True)])
+    profile = profiler.profile(waiting=Waiting(116.0, 700.0, {1980: [(0.25, 160.0)]}, {FORWARD: 1}))
+    assert profile.waiting_w == pytest.approx((160 - 0.165 * 700) / 0.085)
+    assert profile.choices[FORWARD][0].energy_j == pytest.approx(0.165 * 700)
