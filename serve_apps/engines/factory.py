@@ -3,6 +3,7 @@
 An engine's module is imported when it is asked for: some need libraries that others do without.
 """
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
@@ -15,6 +16,18 @@ from serve_apps.engines.protocol import Engine, Tokenizer
 
 ReadExtensions = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """The request fields beyond OpenAI's that the engine knows, checked. Raises ValueError, naming the field."""
+
+
+class EngineMissingError(RuntimeError):
+    """The library that the engine needs is not installed; the message says how to install it."""
+
+
+def check_engine(settings: Settings) -> None:
+    """Before anything starts. Raises EngineMissingError, and EngineError for a model path without a tokenizer."""
+    name = settings.serve.engine
+    if name != "simulated" and importlib.util.find_spec(name) is None:
+        raise EngineMissingError(f"serve.engine {name} is not installed: pip install 'wattray[{name}]'")
+    make_tokenizer(settings)
 
 
 def make_engine(
