@@ -146,8 +146,13 @@ class ServeSettings(_Part):
     """A file whose content clients must send as `Authorization: Bearer KEY`."""
     port: int = Field(8000, ge=1, le=65535)
     model_name: str = "llama2-70b"
-    engine: Literal["simulated"] = "simulated"
-    """The inference engine of every replica."""
+    engine: Literal["simulated", "transformers"] = "simulated"
+    """The inference engine of every replica; docs/engines.md tells which when."""
+    model_path: str | None = None
+    """The folder of a Hugging Face model with its `tokenizer.json`, on every node. Without one the transformers engine
+    serves a small model with random weights: nothing is downloaded."""
+    kv_cache_tokens: int = Field(65_536, ge=1024)
+    """Tokens in the KV cache of a transformers replica: 128 MiB of the small model, 8 GiB of Llama 3 8B."""
     stream_interval_s: float = Field(0.25, ge=0)
     """Tokens of a stream are sent together this often (the first at once), as vLLM's stream interval does; 0 sends
     them after every iteration."""
@@ -167,6 +172,15 @@ class ServeSettings(_Part):
     """Time to first token that network, router and event loops add to the engine's: plans leave room for it."""
     warm_start: bool = True
     """Simulated replicas are ready at once; false takes `sharding.startup_s`."""
+
+    @model_validator(mode="after")
+    def _a_model_needs_an_engine_that_runs_it(self) -> "ServeSettings":
+        if self.engine == "simulated" and self.model_path is not None:
+            raise ValueError(
+                f"serve.model_path {self.model_path!r} with serve.engine simulated, which runs no model; "
+                "set serve.engine to transformers, or leave serve.model_path out"
+            )
+        return self
 
 
 class Settings(_Part):

@@ -81,13 +81,17 @@ def up(
         str | None, typer.Option(help='A running Ray ("auto" finds one); default: find or start.')
     ] = None,
     rps: Annotated[float, typer.Option(help="Requests a second to be ready for at once.", min=0.0)] = 1.0,
+    engine: Annotated[
+        str | None, typer.Option(help="simulated, or transformers: a real model on this machine's CPU or a GPU.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="How many GPUs (gpu.count).")] = None,
     port: PortOption = None,
     ray_port: RayPortOption = 6379,
     dashboard_port: DashboardPortOption = 8265,
     metrics_port: MetricsPortOption = 8090,
 ) -> None:
     """Bring the control plane up, on a running Ray or on a head that outlives this command."""
-    settings = read_settings(config, port)
+    settings = read_settings(config, port, engine, gpus)
     from control_plane.simulation.traces import synthetic_conversation
     from wattray import lifecycle
     from wattray.demo import first_load

@@ -62,21 +62,30 @@ def _with_profile_file(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"slo": limits, **values, "profile": text}
 
 
-def read_settings(path: Path | None, port: int | None) -> "Settings":
+def read_settings(
+    path: Path | None, port: int | None = None, engine: str | None = None, gpus: int | None = None
+) -> "Settings":
     """All settings, the file's and the command line's. Raises WattrayError and SettingsError."""
     from control_plane.settings import parse_settings
 
-    return parse_settings(with_port(read_config(path), port), str(path or "settings"))
+    values = with_port(read_config(path), port)
+    values = _with(_with(values, "serve", "engine", engine), "gpu", "count", gpus)
+    return parse_settings(values, str(path or "settings"))
 
 
 def with_port(values: dict[str, Any], port: int | None) -> dict[str, Any]:
     """The settings with the router's port from the command line."""
-    if port is None:
+    return _with(values, "serve", "port", port)
+
+
+def _with(values: dict[str, Any], section: str, field: str, value: object) -> dict[str, Any]:
+    """The settings with one field from the command line, where it is given there."""
+    if value is None:
         return values
-    serve = values.get("serve", {})
-    if not isinstance(serve, dict):
-        raise WattrayError(f"serve: expected a mapping of settings, got {serve!r:.60}")
-    return {**values, "serve": {**serve, "port": port}}
+    fields = values.get(section, {})
+    if not isinstance(fields, dict):
+        raise WattrayError(f"{section}: expected a mapping of settings, got {fields!r:.60}")
+    return {**values, section: {**fields, field: value}}
 
 
 class _ConfigError(WattrayError, ValueError):

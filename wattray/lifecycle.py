@@ -16,6 +16,8 @@ from control_plane.serving.policies.registry import UnknownPolicyError
 from control_plane.serving.policy import GpuBudgetError, NoHandOverError
 from control_plane.settings import Settings
 from serve_apps import app
+from serve_apps.engines.factory import EngineMissingError, check_engine
+from serve_apps.engines.protocol import EngineError
 from serve_apps.scaling import set_replicas
 from wattray import ray_auth, ray_head, run_folder, running
 from wattray.errors import WattrayError
@@ -39,7 +41,7 @@ def up(
     starts a head otherwise; ``own_head`` never attaches. Raises WattrayError before anything has started where it
     cannot work, and ends what it started where it fails later: the error that is raised is the first one.
     """
-    _check_policy(settings)
+    _check_plan(settings)
     return _up(settings, ports, address, say, own_head, partial(_start_apps, first_load=first_load))
 
 
@@ -169,7 +171,11 @@ def _start_apps(
     return state
 
 
-def _check_policy(settings: Settings) -> None:
+def _check_plan(settings: Settings) -> None:
+    try:
+        check_engine(settings)
+    except (EngineMissingError, EngineError) as error:
+        raise WattrayError(str(error)) from None
     try:
         Installation(settings, "", "").policy()
     except (UnknownPolicyError, GpuBudgetError, NoHandOverError) as error:
@@ -216,7 +222,8 @@ def _check_router(router_url: str) -> None:
 
 def _wait_for_replicas(settings: Settings) -> None:
     """Until every pool's manager has heard from a replica that is ready."""
-    patience_s = READY_S + (0.0 if settings.serve.warm_start else settings.sharding.startup_s)
+    at_once = settings.serve.warm_start and settings.serve.engine == "simulated"
+    patience_s = READY_S + (0.0 if at_once else settings.sharding.startup_s)
     deadline_s = time.monotonic() + patience_s
     waiting = set(Installation(settings, "", "").pool_names)
     while waiting:

@@ -11,15 +11,16 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from actors.gpu.drivers import ChargeableNode
 from control_plane.domain import QueuedPrompt, QueueView, Role
 from control_plane.hardware.gpu_model import IDLE
 from control_plane.hardware.replica_model import PS_PER_S, IterationTimes, Progress, ReplicaLimits, ReplicaModel
+from serve_apps.engines.output_length import end_of
+from serve_apps.engines.pacing import next_delivery
 from serve_apps.engines.protocol import (
     Chunk,
     EngineError,
@@ -34,19 +35,6 @@ from serve_apps.engines.word_tokenizer import WordTokenizer
 log = logging.getLogger(__name__)
 
 PS_PER_NS = 1000
-OUTPUT_TOKENS = "simulated_output_tokens"
-"""The request extension that says after how many tokens the model would have ended its answer; without it a
-generation runs to its ``max_tokens``."""
-
-
-def read_extensions(fields: Mapping[str, Any]) -> dict[str, int]:
-    """What of a request's unknown fields this engine knows. Raises ValueError, naming the field."""
-    asked = fields.get(OUTPUT_TOKENS)
-    if asked is None:
-        return {}
-    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-        raise ValueError(f"{OUTPUT_TOKENS}: {asked!r} is not a whole number of at least 1")
-    return {OUTPUT_TOKENS: asked}
 
 
 @dataclass(slots=True)
@@ -105,20 +93,20 @@ class SimulatedEngine:
         return self._loop.exception() if ended and self._loop is not None else None
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        stream = self._submit(request, *_end_of(request))
+        stream = self._submit(request, *end_of(request))
         async with aclosing(self._deliver_to(request, stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def prefill(self, request: GenerateRequest) -> Handover:
-        stop_after, reason = _end_of(request)
+        stop_after, reason = end_of(request)
         stream = self._submit(request, 1, reason)
         async with aclosing(self._deliver_to(request, stream)) as chunks:
             first = await anext(chunks)
         return Handover(first if stop_after == 1 else replace(first, finish_reason=None), {})
 
     async def decode(self, request: GenerateRequest, handover: Handover) -> AsyncGenerator[Chunk, None]:
-        stream = self._submit(request, *_end_of(request), already=handover.first.tokens)
+        stream = self._submit(request, *end_of(request), already=handover.first.tokens)
         async with aclosing(self._deliver_to(request, stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -223,17 +211,7 @@ class SimulatedEngine:
                 yield Chunk(" tok" * fresh, fresh, stream.reason if done else None)
             if done:
                 return
-            await self._next_delivery(stream)
-
-    async def _next_delivery(self, stream: _Stream) -> None:
-        """Until the interval is over or the stream ends; at interval 0 the engine says when an iteration has ended."""
-        if self._stream_interval_s == 0:
-            await stream.changed.wait()
-            return
-        try:
-            await asyncio.wait_for(stream.changed.wait(), self._stream_interval_s)
-        except TimeoutError:
-            return
+            await next_delivery(stream.changed, self._stream_interval_s)
 
     async def _run(self) -> None:
         try:
@@ -279,17 +257,6 @@ class SimulatedEngine:
             stream = self._streams.get(str(key))
             if stream is not None:
                 stream.changed.set()
-
-
-def _end_of(request: GenerateRequest) -> tuple[int, str]:
-    """After how many tokens the answer ends, and why. Raises RequestRefusedError."""
-    try:
-        wanted = read_extensions(request.extensions).get(OUTPUT_TOKENS)
-    except ValueError as error:
-        raise RequestRefusedError(str(error)) from None
-    if wanted is not None and wanted <= request.max_tokens:
-        return wanted, "stop"
-    return request.max_tokens, "length"
 
 
 def _now_ps() -> int:

@@ -1,8 +1,10 @@
 """What every installed engine owes a replica. A new engine is one more entry of ``ENGINES``."""
 
 import asyncio
+import importlib.util
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,14 @@ from serve_apps.engines.protocol import (
 )
 
 PROFILE = load_profile(DEFAULT_PROFILE)
-ENGINES = ("simulated",)
+NEEDS = {"simulated": "asyncio", "transformers": "transformers"}
+"""The library that each engine needs."""
+ENGINES = tuple(
+    pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(library) is None, reason=f"no {library} here"))
+    for name, library in NEEDS.items()
+)
+KV_TOKENS = 16_384
+"""Of an engine whose cache is the settings' and not the profile's."""
 
 Use = Callable[[Engine], Awaitable[None]]
 
@@ -33,11 +42,15 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def make(name: str, node: SimulatedNode) -> Engine:
+    settings = parse_settings({"serve": {"engine": name, "stream_interval_s": 0.02, "kv_cache_tokens": KV_TOKENS}})
+    return make_engine(settings, PROFILE, 8, Role.COMBINED, node, range(8))
+
+
 @asynccontextmanager
 async def running(name: str, folder: Path) -> AsyncIterator[Engine]:
     node = SimulatedNode.create(folder / "gpus.bin", 8, PROFILE.gpu)
-    settings = parse_settings({"serve": {"engine": name, "stream_interval_s": 0.02}})
-    engine = make_engine(settings, PROFILE, 8, Role.COMBINED, node, range(8))
+    engine = make(name, node)
     await engine.load()
     try:
         yield engine
@@ -54,7 +67,7 @@ def using(name: str, folder: Path, use: Use) -> None:
 
 
 def asked(request_id: str = "a", max_tokens: int = 6, input_tokens: int = 3) -> GenerateRequest:
-    return GenerateRequest(request_id, "tok " * input_tokens, input_tokens, max_tokens)
+    return GenerateRequest(request_id, "", input_tokens, max_tokens, (7,) * input_tokens)
 
 
 async def collect(engine: Engine, request: GenerateRequest) -> list[Chunk]:
@@ -69,7 +82,7 @@ async def until_running(engine: Engine, count: int) -> None:
 def test_it_takes_nothing_before_it_is_loaded_and_after_it_has_stopped(name: str, tmp_path: Path) -> None:
     async def run() -> None:
         node = SimulatedNode.create(tmp_path / "gpus.bin", 8, PROFILE.gpu)
-        engine = make_engine(parse_settings({"serve": {"engine": name}}), PROFILE, 8, Role.COMBINED, node, range(8))
+        engine = make(name, node)
         assert not engine.alive()
         with pytest.raises(EngineStoppedError, match="not loaded"):
             await collect(engine, asked())
@@ -89,7 +102,7 @@ def test_chunks_come_in_order_and_the_last_one_has_the_reason(name: str, tmp_pat
         chunks = await collect(engine, asked(max_tokens=9))
         assert sum(chunk.tokens for chunk in chunks) == 9
         assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
-        assert all(chunk.text for chunk in chunks if chunk.tokens)
+        assert "".join(chunk.text for chunk in chunks)
 
     using(name, tmp_path, use)
 
@@ -127,10 +140,43 @@ def test_cancel_ends_the_stream_and_frees_its_kv(name: str, tmp_path: Path) -> N
     using(name, tmp_path, use)
 
 
+def test_the_id_of_a_cancelled_request_can_come_again_at_once(name: str, tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        first = asyncio.create_task(collect(engine, asked(max_tokens=4000)))
+        await until_running(engine, 1)
+        assert engine.cancel("a")
+        again = await asyncio.wait_for(collect(engine, asked(max_tokens=5)), 5.0)
+        assert sum(chunk.tokens for chunk in again) == 5
+        with pytest.raises(EngineError, match="cancelled"):
+            await first
+
+    using(name, tmp_path, use)
+
+
+def test_work_is_charged_to_simulated_gpus_and_ends_with_it(name: str, tmp_path: Path) -> None:
+    async def run() -> None:
+        node = SimulatedNode.create(tmp_path / "gpus.bin", 8, PROFILE.gpu)
+        engine = make(name, node)
+        [gpu, *_] = node.gpus()
+        assert gpu.power_w() == PROFILE.gpu.idle_w
+        await engine.load()
+        assert gpu.power_w() == PROFILE.gpu.context_w
+        stream = engine.generate(asked(max_tokens=4000))
+        await anext(stream)
+        assert gpu.power_w() > PROFILE.gpu.context_w
+        await stream.aclose()
+        while gpu.power_w() > PROFILE.gpu.context_w:
+            await asyncio.sleep(0.005)
+        await engine.shutdown()
+        assert gpu.power_w() == PROFILE.gpu.idle_w
+
+    asyncio.run(run())
+
+
 def test_a_request_that_can_never_run_is_refused(name: str, tmp_path: Path) -> None:
     async def use(engine: Engine) -> None:
         with pytest.raises(RequestRefusedError, match="KV cache"):
-            await collect(engine, asked(input_tokens=10_000_000))
+            await collect(engine, asked(input_tokens=2_000_000))
         assert engine.alive()
         assert sum(chunk.tokens for chunk in await collect(engine, asked("b"))) == 6
 
@@ -150,22 +196,22 @@ def test_a_second_request_of_the_same_id_is_refused_and_harms_the_first_one_not(
 
 def test_the_queue_shows_what_waits_and_how_long_it_may(name: str, tmp_path: Path) -> None:
     async def use(engine: Engine) -> None:
-        long = GenerateRequest("long", "tok " * 9000, 9000, 50, ttft_limit_s=2.0, waited_s=0.5)
+        long = replace(asked("long", 50, 3000), ttft_limit_s=2.0, waited_s=0.5)
         generation = asyncio.create_task(collect(engine, long))
         await until_running(engine, 1)
         stats, queue = engine.stats(), engine.queue(1200)
-        assert 0 < stats.queued_tokens <= 9000
+        assert 0 < stats.queued_tokens <= 3000
         assert stats.tightest_slack_s is not None
         assert 1.0 < stats.tightest_slack_s <= 1.5
         [waiting] = queue.queued
-        assert (waiting.input_tokens, waiting.left_tokens, waiting.ttft_limit_s) == (9000, stats.queued_tokens, 2.0)
+        assert (waiting.input_tokens, waiting.left_tokens, waiting.ttft_limit_s) == (3000, stats.queued_tokens, 2.0)
         assert (queue.tp, queue.role, queue.freq_mhz, queue.decoding) == (8, Role.COMBINED, 1200, 0)
-        assert queue.kv_tokens == PROFILE.limits(8).kv_tokens
+        assert queue.kv_tokens == (PROFILE.limits(8).kv_tokens if name == "simulated" else KV_TOKENS)
         while engine.queue(1200).decoding == 0:
             await asyncio.sleep(0.01)
         decoding = engine.queue(1200)
         assert decoding.queued == ()
-        assert decoding.context_tokens >= 9000
+        assert decoding.context_tokens >= 3000
         assert engine.stats().tightest_slack_s is None
         engine.cancel("long")
         with pytest.raises(EngineError):

@@ -359,6 +359,33 @@ def test_an_empty_section_means_its_defaults(tmp_path: Path) -> None:
     assert (read.training, read.gpu.count) == (Settings().training, 8)
 
 
+def test_engine_and_gpus_of_the_command_line_override_the_file(tmp_path: Path) -> None:
+    from wattray.config_file import read_settings
+
+    (tmp_path / "c.yaml").write_text("serve: {engine: simulated, port: 7000}\ngpu: {count: 16}\n")
+    read = read_settings(tmp_path / "c.yaml", engine="transformers", gpus=4)
+    assert (read.serve.engine, read.serve.port, read.gpu.count) == ("transformers", 7000, 4)
+    assert read_settings(tmp_path / "c.yaml").gpu.count == 16
+
+
+def test_an_engine_that_cannot_run_is_refused_before_anything_starts(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(words: list[object], *parts: str) -> None:
+        code, _, error = run("up", *words)
+        one_line(code, error, *parts)
+
+    config = tmp_path / "c.yaml"
+    config.write_text(f"serve: {{model_path: {tmp_path}}}\n")
+    refused(["--engine", "magic"], "serve.engine", "magic")
+    refused(["--config", config], "serve.model_path", "runs no model")
+    with monkeypatch.context() as absent:
+        absent.setattr("importlib.util.find_spec", lambda name: None)
+        refused(["--engine", "transformers"], "not installed", "pip install 'wattray[transformers]'")
+    pytest.importorskip("transformers")
+    refused(["--engine", "transformers", "--config", config], "serve.model_path", "tokenizer.json")
+
+
 OUTPUTS = [("bound", "--json"), ("simulate", "--json"), ("simulate", "--report")]
 
 
