@@ -13,6 +13,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "simulate": "wattray.cli_simulate:simulate_command",
         "bound": "wattray.cli_simulate:bound_command",
+        "usage": "wattray.cli_usage:usage_command",
         "frontier": "wattray.cli_frontier:frontier_command",
         "profile": "wattray.cli_profile:profile_app",
         "gpu": "wattray.cli_gpu:gpu_app",
