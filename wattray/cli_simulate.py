@@ -78,8 +78,14 @@ def simulate_command(
     time_unit: UnitOption = None,
     slo: SloOption = None,
     attainment: AttainmentOption = 0.99,
+    baseline: Annotated[
+        str | None, typer.Option(help="The fleet that runs today, to be set beside: 8xTP4 or 8xTP4@1980 (MHz).")
+    ] = None,
+    tariff: Annotated[str | None, typer.Option(help="Price of a kWh: a number, or a CSV file of hour,value.")] = None,
+    carbon: Annotated[str | None, typer.Option(help="Grams of CO2 per kWh: a number, or such a file.")] = None,
 ) -> None:
     """Play a trace against policies in virtual time and compare energy and SLO with the sized static baseline."""
+    from control_plane.baselines.static_fleet import static_fleet
     from control_plane.simulation import comparison
     from control_plane.simulation.policies import check_policy_names
     from wattray.run_files import write_policy_run, write_results
@@ -92,6 +98,15 @@ def simulate_command(
         settings_for,
     )
     from wattray.trace_files import trace_request
+    from wattray.whatif import (
+        Prices,
+        hourly,
+        levels,
+        limits_in_words,
+        month_table,
+        waterfall_told,
+        whatif_json,
+    )
 
     console = Console(stderr=True)
     with faults_explained(), _uncollected():
@@ -103,17 +118,29 @@ def simulate_command(
         machine = named_profile(profile)
         settings = settings_for(machine, slo)
         share = checked_attainment(attainment)
+        today = None if baseline is None else static_fleet(baseline, machine)
+        rates = hourly(tariff, "--tariff"), hourly(carbon, "--carbon")
         wanted = trace_request(
             trace, trace_format, scale, hours, seed, time_unit, lengths, columns, sort=sort, skip_bad=skip_bad
         )
         with _progress(console) as told:
             read, left_out = _loaded(wanted, machine, told, console)
             requests = read.trace
-            question = comparison.Question(requests, machine, settings, names, gpus, idle, share)
+            question = comparison.Question(requests, machine, settings, names, gpus, idle, share, today=today)
             keep = partial(write_policy_run, run, read.origin) if run is not None else _nothing_kept
             answer = comparison.compare(question, time.process_time, told, keep)
-        results = {**as_json(answer, names, requests), "input": input_json(wanted.files, left_out)}
-        Console(width=_width(), stderr=json_out == STDOUT).print(result_table(answer, names, requests))
+        prices = Prices(*rates, read.starts_ps // 10**12 % 86400)
+        results = {
+            **as_json(answer, names, requests),
+            **whatif_json(answer, question, prices),
+            "input": input_json(wanted.files, left_out),
+        }
+        out = Console(width=_width(), stderr=json_out == STDOUT)
+        out.print(result_table(answer, names, requests))
+        out.print(limits_in_words(question.slo, share), markup=False, soft_wrap=True)
+        out.print(month_table(answer, question, prices))
+        for line in waterfall_told(levels(answer, question)):
+            out.print(line, markup=False, soft_wrap=True)
         if json_out is not None:
             write_text(json_out, json_text(results))
         if run is not None:
@@ -121,7 +148,7 @@ def simulate_command(
         if report is not None:
             from wattray.report.simulation_report import report_page
 
-            write_text(report, report_page(answer, question))
+            write_text(report, report_page(answer, question, prices))
 
 
 def bound_command(
@@ -152,6 +179,7 @@ def bound_command(
     from control_plane.simulation.comparison import SETTLE_S
     from wattray.simulation_results import checked_attainment, named_profile, settings_for
     from wattray.trace_files import trace_request
+    from wattray.whatif import limits_in_words
 
     console = Console(stderr=True)
     with faults_explained():
@@ -178,6 +206,7 @@ def bound_command(
                 attainment=share,
                 progress=lambda share: told("bound", share),
             )
+        console_out = Console(width=_width(), stderr=json_out == STDOUT)
         table = Table(title=Text(f"bound on {printable(', '.join(trace))}"))
         for column in ("requests", "hours", "bound kWh", "mean kW", "J per request"):
             table.add_column(column, justify="right")
@@ -188,7 +217,8 @@ def bound_command(
             f"{bound.energy_j / until_s / 1000:,.2f}",
             f"{bound.energy_j / len(requests):,.1f}",
         )
-        Console(width=_width(), stderr=json_out == STDOUT).print(table)
+        console_out.print(table)
+        console_out.print(limits_in_words(settings.slo.slo(), share), markup=False, soft_wrap=True)
         if json_out is not None:
             result = {"bound_energy_j": bound.energy_j, "idle_energy_j": bound.idle_energy_j, "requests": len(requests)}
             write_text(json_out, json_text(result))

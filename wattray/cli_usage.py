@@ -21,7 +21,8 @@ def usage_command(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the groups here; - is stdout.")] = None,
 ) -> None:
     """Joules, tokens, joules per token and cost of each tenant of a simulated run."""
-    from wattray.usage import J_PER_KWH, tariff_of, usage, usage_json
+    from control_plane.simulation.monthly import J_PER_KWH
+    from wattray.usage import tariff_of, usage, usage_json
 
     with faults_explained():
         check_outputs(json=json_out)

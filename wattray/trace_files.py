@@ -112,7 +112,7 @@ def read_requests(wanted: TraceRequest) -> tuple[ReadTrace, LeftOut]:
         raise TraceError(f"--scale {wanted.scale:g} of {len(read.trace):,} requests; at most {MOST_REQUESTS:,} fit")
     trace, picked = scaled_rows(read.trace, wanted.scale, wanted.seed)
     origin = read.origin if picked is None or read.origin is None else read.origin.take(picked)
-    return ReadTrace(_not_empty(trace, wanted), origin), left_out
+    return ReadTrace(_not_empty(trace, wanted), origin, read.starts_ps), left_out
 
 
 def _check(wanted: TraceRequest) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from control_plane.simulation.monthly import J_PER_KWH
 from wattray.errors import WattrayError
 
 _ENDING = "-requests"
-J_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, slots=True)

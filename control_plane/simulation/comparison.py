@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from control_plane.baselines.single_pool import SinglePool
+from control_plane.baselines.static_fleet import StaticFleet, TodaysFleet
 from control_plane.domain import IdleGpus, Slo
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.request_columns import RequestColumns
@@ -47,6 +48,8 @@ class Question:
     idle: IdleGpus = IdleGpus.RELEASED
     attainment: float = 0.99
     startup_s: float | None = None
+    today: StaticFleet | None = None
+    """What runs now, to be set beside the policies."""
 
     @property
     def slo(self) -> Slo:
@@ -69,6 +72,8 @@ class Answer:
     gpus: int
     idle_gpus: int
     effort: Effort = field(default_factory=Effort)
+    today: str | None = None
+    """The name under which the fleet of today is among the scores."""
 
     def saved_ratio(self, name: str) -> float:
         """Share of the baseline's energy that this policy saves."""
@@ -100,6 +105,11 @@ def compare(
     gpus = max(64, ROOM_FACTOR * baseline_gpus) if question.gpus is None else question.gpus
     idle_gpus = question.idle_gpus(baseline_gpus)
     idle_gpu_w = 0.0 if question.idle is IdleGpus.RELEASED else profile.gpu.idle_w
+    today = None if question.today is None else str(question.today)
+    if question.today is not None and today is not None:
+        held = question.today.gpus
+        ran = runner.run(today, trace, TodaysFleet(question.today), question.idle_gpus(held), held)
+        marks.give(today, *ran, effort)
     for name in question.policies:
         if name != SINGLE_POOL:
             fleet = hosted_policy(name, trace, question.settings, profile, gpus, idle_gpu_w)
@@ -113,7 +123,7 @@ def compare(
         attainment=question.attainment,
         progress=lambda share: progress("bound", share),
     )
-    return Answer(marks.scores, marks.curves, replicas, sizing_runs, bound, gpus, idle_gpus, effort)
+    return Answer(marks.scores, marks.curves, replicas, sizing_runs, bound, gpus, idle_gpus, effort, today)
 
 
 class _Marks:

@@ -75,11 +75,13 @@ class ReadTrace:
 
     trace: Trace
     origin: Origin | None = None
+    starts_ps: int = 0
+    """The first arrival on the clock of the files: since 1970 UTC where they tell dates."""
 
     def take(self, chosen: Any) -> "ReadTrace":
         trace = self.trace
         part = Trace(trace.arrival_ps[chosen], trace.input_tokens[chosen], trace.output_tokens[chosen])
-        return ReadTrace(part, None if self.origin is None else self.origin.take(chosen))
+        return ReadTrace(part, None if self.origin is None else self.origin.take(chosen), self.starts_ps)
 
 
 class TraceReader:
@@ -119,6 +121,7 @@ class TraceReader:
         inputs, outputs = np.frombuffer(self._inputs, np.int32), np.frombuffer(self._outputs, np.int32)
         lines, tenant = np.frombuffer(self._lines, np.int32), np.frombuffer(self._tenants, np.int32)
         names = tuple(source for source, _ in self._files)
+        starts_ps = (self._first_ps or 0) + int(times.min())
         if (times[1:] < times[:-1]).any() or times[0]:
             order = np.argsort(times, kind="stable")
             first, last = int(order[0]), int(order[-1])
@@ -128,7 +131,7 @@ class TraceReader:
             times, inputs, outputs = times[order] - times[first], inputs[order], outputs[order]
             file, lines, tenant = file[order], lines[order], tenant[order]
         origin = Origin(names, file, lines, tuple(self._names), tenant)
-        return ReadTrace(Trace(times, inputs, outputs), origin)
+        return ReadTrace(Trace(times, inputs, outputs), origin, starts_ps)
 
     def _add_whole(self, block: list[Row], layout: Layout, clock: "TimeReader") -> bool:
         """False, and nothing is added, where a row may be at fault."""
