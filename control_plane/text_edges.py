@@ -110,12 +110,18 @@ def parse_yaml(text: str, source: str, fault: Fault) -> tuple[Any, yaml.Node | N
 
 
 def csv_rows(
-    lines: Iterable[str], columns: Sequence[str], source: str, fault: Fault, row: str = "{source}:{line}"
+    lines: Iterable[str],
+    columns: Sequence[str],
+    source: str,
+    fault: Fault,
+    row: str = "{source}:{line}",
+    at_fault: Callable[[ValueError], None] | None = None,
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
     """(line, the named columns of it); ``row`` says how a fault names a line.
 
     Blank lines are passed over; a line with fewer or more fields than the header is refused, and so is a header that
-    lacks a named column or has it twice.
+    lacks a named column or has it twice. ``at_fault`` is told of a line with the wrong number of fields, which is then
+    passed over.
     """
     csv.field_size_limit(MOST_FIELD_CHARACTERS)
     rows = csv.reader(_without_bom(lines))
@@ -136,7 +142,11 @@ def csv_rows(
             if not cells:
                 continue
             if len(cells) != width:
-                raise fault(f"{where(rows.line_num)}: {len(cells)} fields where the header has {width}")
+                error = fault(f"{where(rows.line_num)}: {len(cells)} fields where the header has {width}")
+                if at_fault is None:
+                    raise error
+                at_fault(error)
+                continue
             yield rows.line_num, chosen(cells)
     except csv.Error as error:
         raise fault(f"{where(rows.line_num)}: not CSV: {error}") from None

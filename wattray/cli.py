@@ -169,7 +169,13 @@ def explain(last: Annotated[int, typer.Option(help="How many.")] = 20, as_json: 
 @app.command()
 def demo(
     config: ConfigOption = None,
-    trace: Annotated[Path | None, typer.Option(help="An Azure LLM inference trace (CSV); default: generated.")] = None,
+    trace: Annotated[
+        list[str] | None, typer.Option(help="Any trace that `simulate` reads; default: generated.")
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Its columns, as for `simulate`.")] = None,
+    time_unit: Annotated[str | None, typer.Option(help="Of times that are numbers: s, ms or us.")] = None,
+    sort: Annotated[bool, typer.Option("--sort", help="Sort the trace by time.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read.")] = False,
     start: Annotated[float, typer.Option(help="Where in the trace to begin, in seconds.", min=0.0)] = 600.0,
     seconds: Annotated[float, typer.Option(help="How much of the trace to replay.", min=10.0, max=3600.0)] = 110.0,
     seed: Annotated[int, typer.Option(help="Seed of the generated trace.")] = 1,
@@ -186,12 +192,16 @@ def demo(
     from wattray import demo as demo_module
     from wattray.demo_screen import DemoScreen
     from wattray.ray_head import Ports
+    from wattray.trace_files import trace_request
 
     overrides = with_port(read_config(config), port)
     if training and isinstance(overrides.get("training", {}), dict):
         overrides["training"] = {"gpus": 2, **overrides.get("training", {})}
     settings = demo_module.demo_settings(overrides, str(config or "settings"))
-    requests = demo_module.demo_trace(trace, start, seconds, seed)
+    wanted = None
+    if trace:
+        wanted = trace_request(trace, time_unit=time_unit, columns=columns, sort=sort, skip_bad=skip_bad)
+    requests = demo_module.demo_trace(wanted, start, seconds, seed)
     with DemoScreen(console) as screen:
         ports = Ports(ray_port, dashboard_port, metrics_port)
         report = demo_module.run_demo(settings, ports, requests, out, screen.say, screen.watch)

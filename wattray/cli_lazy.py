@@ -40,6 +40,10 @@ COMMANDS: Mapping[str, Lazy] = MappingProxyType(
             "wattray.cli_straggler:straggler_command",
             "Announce a slow pipeline: the job's other pipelines slow down to its pace and no further.",
         ),
+        "usage": Lazy(
+            "wattray.cli_usage:usage_command",
+            "Joules, tokens, joules per token and cost by tenant: of a simulated run, or of what is up.",
+        ),
         "frontier": Lazy(
             "wattray.cli_frontier:frontier_command",
             "Trace the time–energy frontier of one training iteration and plan its clocks.",

@@ -16,26 +16,36 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from control_plane.domain import IdleGpus
 from control_plane.text_edges import printable
 from wattray.faults import faults_explained
-from wattray.output_files import check_folder, check_outputs, json_text, write_text
+from wattray.output_files import STDOUT, check_folder, check_outputs, json_text, write_text
 
 if TYPE_CHECKING:
     from control_plane.hardware.machine_profile import MachineProfile
     from control_plane.simulation.outcome import Simulated
-    from control_plane.simulation.trace import Trace
+    from control_plane.simulation.trace_reader import LeftOut, ReadTrace
     from wattray.trace_files import TraceRequest
 
 Told = Callable[[str, float], None]
 """What is being done, and the share of it that is done."""
 
 
-TraceOption = Annotated[str, typer.Option("--trace", help="A file, or synthetic:conv or synthetic:code.")]
-FormatOption = Annotated[
-    str | None, typer.Option("--trace-format", help="azure, mooncake or rpm; guessed from the file by default.")
+TraceOption = Annotated[
+    list[str],
+    typer.Option("--trace", help="A file (again for further ones, merged by time), synthetic:conv or synthetic:code."),
 ]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--trace-format", help="azure, mooncake, burstgpt, vidur, openai or rpm; told from the file."),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option("--columns", help="Your own names: time=ts,input=prompt_tokens,output=completion_tokens,tenant=team."),
+]
+SortOption = Annotated[bool, typer.Option("--sort", help="Sort each file by time instead of refusing disorder.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read; they are told.")]
 ScaleOption = Annotated[float, typer.Option(help="This many times as many requests in the same time.")]
 HoursOption = Annotated[float, typer.Option(help="Length of a synthetic trace.")]
 SeedOption = Annotated[int, typer.Option(help="Of synthetic traces, load curves and --scale.")]
-UnitOption = Annotated[str | None, typer.Option("--time-unit", help="Of a mooncake trace's times: s, ms or us.")]
+UnitOption = Annotated[str | None, typer.Option("--time-unit", help="Of times that are numbers: s, ms or us.")]
 SloOption = Annotated[
     str | None, typer.Option("--slo", help="Limits in seconds, such as ttft=1.0,tbt=0.06 or ttft_short=0.3.")
 ]
@@ -51,6 +61,9 @@ IdleOption = Annotated[IdleGpus, typer.Option(help="What GPUs cost that no repli
 def simulate_command(
     trace: TraceOption,
     trace_format: FormatOption = None,
+    columns: ColumnsOption = None,
+    sort: SortOption = False,
+    skip_bad: SkipBadOption = False,
     gpus: GpusOption = None,
     scale: ScaleOption = 1.0,
     profile: ProfileOption = "llama2-70b-h100",
@@ -65,13 +78,35 @@ def simulate_command(
     time_unit: UnitOption = None,
     slo: SloOption = None,
     attainment: AttainmentOption = 0.99,
+    baseline: Annotated[
+        str | None, typer.Option(help="The fleet that runs today, to be set beside: 8xTP4 or 8xTP4@1980 (MHz).")
+    ] = None,
+    tariff: Annotated[str | None, typer.Option(help="Price of a kWh: a number, or a CSV file of hour,value.")] = None,
+    carbon: Annotated[str | None, typer.Option(help="Grams of CO2 per kWh: a number, or such a file.")] = None,
 ) -> None:
     """Play a trace against policies in virtual time and compare energy and SLO with the sized static baseline."""
+    from control_plane.baselines.static_fleet import static_fleet
     from control_plane.simulation import comparison
     from control_plane.simulation.policies import check_policy_names
     from wattray.run_files import write_policy_run, write_results
-    from wattray.simulation_results import as_json, checked_attainment, named_profile, result_table, settings_for
-    from wattray.trace_files import TraceRequest, read_percentiles
+    from wattray.simulation_results import (
+        as_json,
+        checked_attainment,
+        input_json,
+        named_profile,
+        result_table,
+        settings_for,
+    )
+    from wattray.trace_files import trace_request
+    from wattray.whatif import (
+        Prices,
+        hourly,
+        levels,
+        limits_in_words,
+        month_table,
+        waterfall_told,
+        whatif_json,
+    )
 
     console = Console(stderr=True)
     with faults_explained(), _uncollected():
@@ -83,16 +118,29 @@ def simulate_command(
         machine = named_profile(profile)
         settings = settings_for(machine, slo)
         share = checked_attainment(attainment)
-        wanted = TraceRequest(
-            trace, trace_format, scale, hours, seed, time_unit, read_percentiles(lengths, "--lengths")
+        today = None if baseline is None else static_fleet(baseline, machine)
+        rates = hourly(tariff, "--tariff"), hourly(carbon, "--carbon")
+        wanted = trace_request(
+            trace, trace_format, scale, hours, seed, time_unit, lengths, columns, sort=sort, skip_bad=skip_bad
         )
         with _progress(console) as told:
-            requests = _loaded(wanted, machine, told, console)
-            question = comparison.Question(requests, machine, settings, names, gpus, idle, share)
-            keep = partial(write_policy_run, run) if run is not None else _nothing_kept
+            read, left_out = _loaded(wanted, machine, told, console)
+            requests = read.trace
+            question = comparison.Question(requests, machine, settings, names, gpus, idle, share, today=today)
+            keep = partial(write_policy_run, run, read.origin) if run is not None else _nothing_kept
             answer = comparison.compare(question, time.process_time, told, keep)
-        results = as_json(answer, names, requests)
-        Console(width=_width()).print(result_table(answer, names, requests))
+        prices = Prices(*rates, read.starts_ps // 10**12 % 86400)
+        results = {
+            **as_json(answer, names, requests),
+            **whatif_json(answer, question, prices),
+            "input": input_json(wanted.files, left_out),
+        }
+        out = Console(width=_width(), stderr=json_out == STDOUT)
+        out.print(result_table(answer, names, requests))
+        out.print(limits_in_words(question.slo, share), markup=False, soft_wrap=True)
+        out.print(month_table(answer, question, prices))
+        for line in waterfall_told(levels(answer, question)):
+            out.print(line, markup=False, soft_wrap=True)
         if json_out is not None:
             write_text(json_out, json_text(results))
         if run is not None:
@@ -100,12 +148,15 @@ def simulate_command(
         if report is not None:
             from wattray.report.simulation_report import report_page
 
-            write_text(report, report_page(answer, question))
+            write_text(report, report_page(answer, question, prices))
 
 
 def bound_command(
     trace: TraceOption,
     trace_format: FormatOption = None,
+    columns: ColumnsOption = None,
+    sort: SortOption = False,
+    skip_bad: SkipBadOption = False,
     gpus: GpusOption = None,
     scale: ScaleOption = 1.0,
     profile: ProfileOption = "llama2-70b-h100",
@@ -127,7 +178,8 @@ def bound_command(
     from control_plane.simulation.bound import energy_bound
     from control_plane.simulation.comparison import SETTLE_S
     from wattray.simulation_results import checked_attainment, named_profile, settings_for
-    from wattray.trace_files import TraceRequest, read_percentiles
+    from wattray.trace_files import trace_request
+    from wattray.whatif import limits_in_words
 
     console = Console(stderr=True)
     with faults_explained():
@@ -137,13 +189,13 @@ def bound_command(
         share = checked_attainment(attainment)
         if idle is IdleGpus.CHARGED and gpus is None:
             raise GpuBudgetError("--idle charged needs --gpus here: how many GPUs are billed?")
-        wanted = TraceRequest(
-            trace, trace_format, scale, hours, seed, time_unit, read_percentiles(lengths, "--lengths")
+        wanted = trace_request(
+            trace, trace_format, scale, hours, seed, time_unit, lengths, columns, sort=sort, skip_bad=skip_bad
         )
         tables = {tp: ShapeTables.of(machine, tp) for tp in machine.tps}
         billed = gpus if idle is IdleGpus.CHARGED and gpus is not None else 0
         with _progress(console) as told:
-            requests = _loaded(wanted, machine, told, console)
+            requests = _loaded(wanted, machine, told, console)[0].trace
             until_s = requests.duration_s + SETTLE_S
             bound = energy_bound(
                 requests,
@@ -154,7 +206,8 @@ def bound_command(
                 attainment=share,
                 progress=lambda share: told("bound", share),
             )
-        table = Table(title=Text(f"bound on {printable(trace)}"))
+        console_out = Console(width=_width(), stderr=json_out == STDOUT)
+        table = Table(title=Text(f"bound on {printable(', '.join(trace))}"))
         for column in ("requests", "hours", "bound kWh", "mean kW", "J per request"):
             table.add_column(column, justify="right")
         table.add_row(
@@ -164,32 +217,45 @@ def bound_command(
             f"{bound.energy_j / until_s / 1000:,.2f}",
             f"{bound.energy_j / len(requests):,.1f}",
         )
-        Console(width=_width()).print(table)
+        console_out.print(table)
+        console_out.print(limits_in_words(settings.slo.slo(), share), markup=False, soft_wrap=True)
         if json_out is not None:
             result = {"bound_energy_j": bound.energy_j, "idle_energy_j": bound.idle_energy_j, "requests": len(requests)}
             write_text(json_out, json_text(result))
 
 
-def _loaded(wanted: "TraceRequest", machine: "MachineProfile", told: "Told", console: Console) -> "Trace":
+def _loaded(
+    wanted: "TraceRequest", machine: "MachineProfile", told: "Told", console: Console
+) -> "tuple[ReadTrace, LeftOut]":
     """The trace without what no replica can ever hold; what was left out is said."""
-    from wattray.trace_files import load_trace, without_what_never_fits
+    from wattray.trace_files import read_requests, without_what_never_fits
 
     told("reading the trace", 0.0)
-    skipped: list[int] = []
-    requests = load_trace(wanted, skipped)
-    if skipped:
-        lines = ", ".join(map(str, skipped[:5])) + (", …" if len(skipped) > 5 else "")
-        console.print(f"{len(skipped)} failed requests without an answer are left out (lines {lines})", markup=False)
+    read, left_out = read_requests(wanted)
+    for line in left_out_told(left_out):
+        console.print(line, markup=False, soft_wrap=True)
     most_tokens = max(machine.limits(tp).kv_tokens for tp in machine.tps)
-    requests, left_out = without_what_never_fits(requests, most_tokens, wanted.source)
-    if left_out:
+    read, too_long = without_what_never_fits(read, most_tokens, wanted.source)
+    if too_long:
         console.print(
-            f"{left_out} requests are longer than any replica's KV cache ({most_tokens:,} tokens) and are left out of "
+            f"{too_long} requests are longer than any replica's KV cache ({most_tokens:,} tokens) and are left out of "
             "policies and bound alike",
             markup=False,
         )
     told("reading the trace", 1.0)
-    return requests
+    return read, left_out
+
+
+def left_out_told(left_out: "LeftOut") -> list[str]:
+    """A line for the failed requests and one for the bad rows, where there are any."""
+    told = []
+    if left_out.failed:
+        lines = ", ".join(map(str, left_out.failed[:5])) + (", …" if len(left_out.failed) > 5 else "")
+        told.append(f"{len(left_out.failed)} failed requests without an answer are left out (lines {lines})")
+    if left_out.bad_rows:
+        more = f"; and {left_out.bad_rows - 5} more" if left_out.bad_rows > 5 else ""
+        told.append(f"{left_out.bad_rows} bad rows are left out: {'; '.join(left_out.bad[:5])}{more}")
+    return told
 
 
 def _nothing_kept(_policy: str, _outcome: "Simulated") -> None:

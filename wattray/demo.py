@@ -71,13 +71,15 @@ def demo_settings(overrides: dict[str, Any], source: str) -> Settings:
     return parse_settings(merged, source)
 
 
-def demo_trace(path: Path | None, from_s: float, duration_s: float, seed: int) -> tuple[Request, ...]:
+def demo_trace(wanted: TraceRequest | None, from_s: float, duration_s: float, seed: int) -> tuple[Request, ...]:
     """A slice of the user's trace, or of the embedded generator; raises TraceError or WattrayError."""
-    if path is None:
+    if wanted is None:
         return synthetic_conversation(duration_s, seed, shape=demo_shape)
-    trace = window(load_trace(TraceRequest(str(path))).requests(), from_s, duration_s)
+    trace = window(load_trace(wanted, []).requests(), from_s, duration_s)
     if not trace:
-        raise WattrayError(f"--trace {path}: no request arrives between {from_s:.0f} and {from_s + duration_s:.0f} s")
+        raise WattrayError(
+            f"--trace {wanted.source}: no request arrives between {from_s:.0f} and {from_s + duration_s:.0f} s"
+        )
     return trace
 
 

@@ -1,12 +1,14 @@
 """Writing what a command was asked to write: checked before the work, whole or not at all, in JSON that anybody reads.
 
-A path that is a pipe, a device or a link to one is written through; a link to a file keeps being a link.
+``-`` is standard output. A path that is a pipe, a device or a link to one is written through; a link to a file keeps
+being a link.
 """
 
 import json
 import math
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,11 +16,13 @@ from typing import Any
 
 from wattray.errors import WattrayError
 
+STDOUT = Path("-")
+
 
 def check_outputs(**paths: Path | None) -> None:
     """Raises WattrayError, naming the option, for a path that could not be written when the work is done."""
     for option, path in paths.items():
-        if path is not None:
+        if path is not None and path != STDOUT:
             _check_file(path, "--" + option.replace("_", "-"))
 
 
@@ -40,6 +44,11 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """As ``write_text``."""
     try:
+        if path == STDOUT:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+            return
         target = path.resolve() if path.is_symlink() else path
         if target.exists() and not target.is_file():
             with target.open("wb") as stream:

@@ -12,6 +12,7 @@ import numpy as np
 
 from control_plane.domain import REQUEST_TYPES
 from control_plane.simulation.outcome import Simulated
+from control_plane.simulation.trace_reader import Origin
 from wattray.output_files import json_text, write_text
 
 _BLOCK = 1 << 20
@@ -23,20 +24,23 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
     write_text(folder / "results.json", json_text(results))
 
 
-def write_policy_run(folder: Path, name: str, outcome: Simulated) -> None:
-    """``NAME-decisions.jsonl`` and ``NAME-requests.parquet`` (``.csv`` where pyarrow is not installed)."""
+def write_policy_run(folder: Path, origin: Origin | None, name: str, outcome: Simulated) -> None:
+    """``NAME-decisions.jsonl`` and ``NAME-requests.parquet`` (``.csv`` where pyarrow is not installed). A policy
+    of the user's own, ``module:Class``, has ``module.Class`` in the names of its files."""
+    name = name.replace(":", ".")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}-decisions.jsonl").open("w") as lines:
         for at_s, action in outcome.decisions:
             lines.write(json.dumps({"at_s": at_s, "action": type(action).__name__, **asdict(action)}) + "\n")
     if find_spec("pyarrow") is not None:
-        _write_parquet(folder / f"{name}-requests.parquet", outcome)
+        _write_parquet(folder / f"{name}-requests.parquet", outcome, origin)
     else:
-        _write_csv(folder / f"{name}-requests.csv", outcome)
+        _write_csv(folder / f"{name}-requests.csv", outcome, origin)
 
 
-def request_columns(outcome: Simulated) -> Iterator[dict[str, Any]]:
-    """A column per fact of every request, some rows at a time; times in seconds, NaN where it never came to that."""
+def request_columns(outcome: Simulated, origin: Origin | None = None) -> Iterator[dict[str, Any]]:
+    """A column per fact of every request, some rows at a time; times in seconds, NaN where it never came to that. With
+    ``origin`` the file, line and tenant that each was read from."""
     kinds = np.array([str(kind) for kind in REQUEST_TYPES])
     names = np.array([*(str(replica_id) for _, replica_id in outcome.replicas), ""])
     energy_j = outcome.request_energy_j
@@ -44,6 +48,7 @@ def request_columns(outcome: Simulated) -> Iterator[dict[str, Any]]:
         part = outcome.rows(first, first + _BLOCK)
         finished_s = np.frombuffer(part.columns.finished_ps, np.int64) / 1e12
         yield {
+            **_read_from(origin, slice(first, first + _BLOCK)),
             "arrival_s": part.trace.arrival_ps / 1e12,
             "input_tokens": part.trace.input_tokens,
             "output_tokens": part.trace.output_tokens,
@@ -57,16 +62,28 @@ def request_columns(outcome: Simulated) -> Iterator[dict[str, Any]]:
         }
 
 
+def _read_from(origin: Origin | None, part: slice) -> dict[str, Any]:
+    if origin is None:
+        return {}
+    rows = origin.take(part)
+    columns: dict[str, Any] = {"line": rows.line}
+    if len(origin.files) > 1:
+        columns["file"] = np.array(origin.files)[rows.file]
+    if origin.tenants != ("",):
+        columns["tenant"] = np.array(origin.tenants)[rows.tenant]
+    return columns
+
+
 def _finite(times_s: Any) -> Any:
     return np.where(np.isfinite(times_s), times_s, np.nan)
 
 
-def _write_parquet(path: Path, outcome: Simulated) -> None:
+def _write_parquet(path: Path, outcome: Simulated, origin: Origin | None) -> None:
     import pyarrow
     import pyarrow.parquet
 
     writer = None
-    for columns in request_columns(outcome):
+    for columns in request_columns(outcome, origin):
         table = pyarrow.table(columns)
         writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
         writer.write_table(table)
@@ -74,10 +91,10 @@ def _write_parquet(path: Path, outcome: Simulated) -> None:
         writer.close()
 
 
-def _write_csv(path: Path, outcome: Simulated) -> None:
+def _write_csv(path: Path, outcome: Simulated, origin: Origin | None) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        for number, columns in enumerate(request_columns(outcome)):
+        for number, columns in enumerate(request_columns(outcome, origin)):
             if number == 0:
                 writer.writerow(columns)
             writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))

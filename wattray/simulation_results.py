@@ -1,5 +1,6 @@
 """Results of a simulation as JSON and as a table, and the profile a command names."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from control_plane.settings import Settings, SettingsError, parse_settings
 from control_plane.simulation.comparison import Answer
 from control_plane.simulation.policies import SINGLE_POOL
 from control_plane.simulation.trace import Trace
+from control_plane.simulation.trace_reader import LeftOut
 from control_plane.text_edges import number
 
 
@@ -38,6 +40,16 @@ def as_json(answer: Answer, names: tuple[str, ...], requests: Trace) -> dict[str
         "attainment": answer.attainment,
         "gpus": answer.gpus,
         "idle_gpus_billed": answer.idle_gpus,
+    }
+
+
+def input_json(files: Sequence[str], left_out: LeftOut) -> dict[str, Any]:
+    """Which files were read, and what of them was not."""
+    return {
+        "files": list(files),
+        "failed_requests": len(left_out.failed),
+        "bad_rows": left_out.bad_rows,
+        "bad_rows_listed": left_out.bad,
     }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from control_plane.baselines.single_pool import SinglePool
+from control_plane.baselines.static_fleet import StaticFleet, TodaysFleet
 from control_plane.domain import IdleGpus, Slo
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.request_columns import RequestColumns
@@ -48,6 +49,8 @@ class Question:
     idle: IdleGpus = IdleGpus.RELEASED
     attainment: float = 0.99
     startup_s: float | None = None
+    today: StaticFleet | None = None
+    """What runs now, to be set beside the policies."""
 
     @property
     def slo(self) -> Slo:
@@ -73,6 +76,8 @@ class Answer:
     fleets: Mapping[str, str] = field(default_factory=dict)
     """Of yardsticks: what was found."""
     effort: Effort = field(default_factory=Effort)
+    today: str | None = None
+    """The name under which the fleet of today is among the scores."""
 
     def holds(self, name: str) -> bool:
         """Whether this policy holds the SLO for the share of requests that was asked for. What one saves that does not
@@ -109,6 +114,11 @@ def compare(
     gpus = max(64, ROOM_FACTOR * baseline_gpus) if question.gpus is None else question.gpus
     idle_gpus = question.idle_gpus(baseline_gpus)
     idle_gpu_w = 0.0 if question.idle is IdleGpus.RELEASED else profile.gpu.idle_w
+    today = None if question.today is None else str(question.today)
+    if question.today is not None and today is not None:
+        held = question.today.gpus
+        ran = runner.run(today, trace, TodaysFleet(question.today), question.idle_gpus(held), held)
+        marks.give(today, *ran, effort)
     contest = Contest(
         *(trace, profile, question.settings, tables, question.attainment, gpus, idle_gpu_w, replicas),
         runner.searching(effort, idle_gpus),
@@ -142,6 +152,7 @@ def compare(
         attainment=question.attainment,
         fleets=fleets,
         effort=effort,
+        today=today,
     )
 
 

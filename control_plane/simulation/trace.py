@@ -93,15 +93,21 @@ def excerpt(trace: Trace, window_s: float, one_in: int) -> Trace:
 
 
 def scaled(trace: Trace, factor: float, seed: int = 0) -> Trace:
+    """As ``scaled_rows``, the trace alone."""
+    return scaled_rows(trace, factor, seed)[0]
+
+
+def scaled_rows(trace: Trace, factor: float, seed: int = 0) -> tuple[Trace, NDArray[np.int64] | None]:
     """``factor`` times as many requests in the same time: whole copies, and of the rest a seeded random share.
 
     Every further copy is turned by its own random offset of up to a minute (what falls off the end comes in at the
-    start): bursts keep their form, the load keeps its curve, and no two copies of a request come together.
+    start): bursts keep their form, the load keeps its curve, and no two copies of a request come together. The second
+    value is the position in ``trace`` of each request; None where it is the trace itself.
     """
     if factor <= 0:
         raise ValueError(f"a trace cannot be scaled by {factor}; need a positive number")
     if factor == 1 or not len(trace):
-        return trace
+        return trace, None
     random = np.random.default_rng(seed)
     whole = int(factor)
     positions = [np.arange(len(trace)) for _ in range(whole)]
@@ -113,4 +119,4 @@ def scaled(trace: Trace, factor: float, seed: int = 0) -> Trace:
         arrivals.append((trace.arrival_ps[chosen] + turn_ps) % end_ps)
     order = np.argsort(np.concatenate(arrivals), kind="stable")
     picked = np.concatenate(positions)[order]
-    return Trace(np.concatenate(arrivals)[order], trace.input_tokens[picked], trace.output_tokens[picked])
+    return Trace(np.concatenate(arrivals)[order], trace.input_tokens[picked], trace.output_tokens[picked]), picked

@@ -2,10 +2,9 @@
 fault names the file, the line and the field."""
 
 import io
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +19,15 @@ from control_plane.simulation.synthetic import (
     synthetic_trace,
 )
 from control_plane.simulation.trace import Trace
-from control_plane.text_edges import csv_rows, number, parse_json, whole_number
+from control_plane.simulation.trace_reader import MOST_TOKENS, LeftOut, Row, TraceReader
+from control_plane.simulation.trace_times import LONGEST_TRACE_DAYS, PS_PER_UNIT, Layout, TraceError, iso_ticks
+from control_plane.text_edges import csv_rows, number, parse_json
 
 __all__ = [
     "CONVERSATION_RPS",
     "CONVERSATION_SHARES",
+    "LONGEST_TRACE_DAYS",
+    "PS_PER_UNIT",
     "LengthPercentiles",
     "TraceError",
     "azure_trace",
@@ -40,19 +43,10 @@ __all__ = [
 ]
 
 
-class TraceError(ValueError):
-    """A trace cannot be used; the message names the file, the line and the field."""
-
-
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-MOST_TOKENS = 10_000_000
-"""More than any model's context: a count above it is a fault of the file."""
-LONGEST_TRACE_DAYS = 100
-LONGEST_TRACE_PS = LONGEST_TRACE_DAYS * 86400 * 10**12
 MOST_REQUESTS = 200_000_000
 """A trace's columns would fill more memory than a large server has."""
 _TICKS_PER_S = 10**7
-_PS_PER_TICK = 10**5
 _BLOCK = 1 << 20
 """Requests worked on at a time: what lies in between stays small beside a week's trace."""
 
@@ -60,6 +54,13 @@ _BLOCK = 1 << 20
 def read_azure(text: str, source: str = "trace") -> tuple[Request, ...]:
     """Requests of an Azure LLM inference trace as objects; see ``azure_trace``."""
     return azure_trace(io.StringIO(text), source).requests()
+
+
+AZURE = Layout(*COLUMNS)
+BURSTGPT = Layout("Timestamp", "Request tokens", "Response tokens", unit="s", iso=False, drops_failed=True)
+BURSTGPT_RENAMED = Layout(*COLUMNS, unit="s", iso=False, drops_failed=True)
+VIDUR = Layout("arrived_at", "num_prefill_tokens", "num_decode_tokens", unit="s", iso=False)
+MOONCAKE = Layout("timestamp", "input_length", "output_length", iso=False, whole_ms=True)
 
 
 def azure_trace(lines: Iterable[str], source: str = "trace", skipped: list[int] | None = None) -> Trace:
@@ -70,67 +71,21 @@ def azure_trace(lines: Iterable[str], source: str = "trace", skipped: list[int] 
     lines added to it. Raises TraceError for a missing column, an empty file, unparsable or unsorted times, and token
     counts that are not positive integers.
     """
-    columns = _Columns(source)
-    clock = _StampReader()
-    for line, (stamp, inputs, outputs) in csv_rows(lines, COLUMNS, source, TraceError):
-        where = f"{source}:{line}"
-        if skipped is not None and whole_number(outputs) == 0:
-            skipped.append(line)
-            continue
-        columns.add(
-            line,
-            clock.ticks(stamp, where) * _PS_PER_TICK,
-            _tokens(inputs, "ContextTokens", where),
-            _tokens(outputs, "GeneratedTokens", where),
-            f"TIMESTAMP {stamp}",
-        )
-    return columns.trace()
+    return _one(csv_requests(lines, AZURE, source), replace(AZURE, drops_failed=skipped is not None), source, skipped)
 
 
-BURSTGPT_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
-VIDUR_COLUMNS = ("arrived_at", "num_prefill_tokens", "num_decode_tokens")
-PS_PER_UNIT = {"s": 10**12, "ms": 10**9, "us": 10**6}
-"""Picoseconds of the units a trace's times may have."""
-
-
-def burstgpt_trace(
-    lines: Iterable[str],
-    source: str = "trace",
-    skipped: list[int] | None = None,
-    names: Sequence[str] = BURSTGPT_COLUMNS,
-) -> Trace:
-    """A BurstGPT trace: CSV with Timestamp in seconds, Request tokens and Response tokens, others ignored; ``names``
-    where the columns were renamed.
+def burstgpt_trace(lines: Iterable[str], source: str = "trace", skipped: list[int] | None = None) -> Trace:
+    """A BurstGPT trace: CSV with Timestamp in seconds, Request tokens and Response tokens, others ignored.
 
     Requests that failed have no response tokens: they are left out and their lines added to ``skipped``. Raises
     TraceError.
     """
-    return _in_seconds(lines, names, source, skipped)
+    return _one(csv_requests(lines, BURSTGPT, source), BURSTGPT, source, skipped)
 
 
 def vidur_trace(lines: Iterable[str], source: str = "trace") -> Trace:
     """A vidur trace: CSV with arrived_at in seconds, num_prefill_tokens and num_decode_tokens. Raises TraceError."""
-    return _in_seconds(lines, VIDUR_COLUMNS, source, None)
-
-
-def _in_seconds(lines: Iterable[str], names: Sequence[str], source: str, skipped: list[int] | None) -> Trace:
-    columns = _Columns(source)
-    for line, (stamp, inputs, outputs) in csv_rows(lines, names, source, TraceError):
-        where = f"{source}:{line}"
-        at_s = number(stamp)
-        if at_s is None or not 0 <= at_s < 1e10:
-            raise TraceError(f"{where}: {names[0]} {stamp!r} is not a number of seconds from 0 on")
-        if skipped is not None and whole_number(outputs) == 0:
-            skipped.append(line)
-            continue
-        columns.add(
-            line,
-            round(at_s * PS_PER_S),
-            _tokens(inputs, names[1], where),
-            _tokens(outputs, names[2], where),
-            f"{names[0]} {stamp}",
-        )
-    return columns.trace()
+    return _one(csv_requests(lines, VIDUR, source), VIDUR, source, None)
 
 
 def mooncake_trace(lines: Iterable[str], source: str = "trace", unit: str | None = None) -> Trace:
@@ -140,8 +95,35 @@ def mooncake_trace(lines: Iterable[str], source: str = "trace", unit: str | None
     Times are whole milliseconds; fractions may as well be seconds, so they are refused unless ``unit`` says "s", "ms"
     or "us". Raises TraceError as ``azure_trace`` does.
     """
-    columns = _Columns(source)
-    ps_per_unit = PS_PER_UNIT[unit or "ms"]
+    return _one(json_requests(lines, MOONCAKE, source), replace(MOONCAKE, unit=unit), source, None)
+
+
+def _one(rows: Iterable[Row], layout: Layout, source: str, skipped: list[int] | None) -> Trace:
+    left_out = LeftOut()
+    reader = TraceReader(left_out)
+    reader.read(rows, layout, source)
+    if skipped is not None:
+        skipped += left_out.failed
+    return reader.finished().trace
+
+
+def csv_requests(lines: Iterable[str], layout: Layout, source: str, left_out: LeftOut | None = None) -> Iterator[Row]:
+    """The rows of a CSV file with a header, for ``TraceReader``. Raises TraceError."""
+    at_fault = None
+    if left_out is not None and left_out.skip_bad:
+        at_fault = _counted(left_out)
+    return csv_rows(lines, layout.columns, source, TraceError, at_fault=at_fault)
+
+
+def _counted(left_out: LeftOut) -> Callable[[ValueError], None]:
+    return lambda error: left_out.fault(TraceError(str(error)))
+
+
+def json_requests(lines: Iterable[str], layout: Layout, source: str, left_out: LeftOut | None = None) -> Iterator[Row]:
+    """The objects of a JSONL file, for ``TraceReader``; a column such as ``usage.prompt_tokens`` is a field of the
+    object in ``usage``. Raises TraceError."""
+    columns = [(name, tuple(name.split("."))) for name in layout.columns]
+    left_out = left_out or LeftOut()
     for line, text in enumerate(lines, start=1):
         text = text.removeprefix("\ufeff") if line == 1 else text
         if not text.strip():
@@ -149,27 +131,27 @@ def mooncake_trace(lines: Iterable[str], source: str = "trace", unit: str | None
         where = f"{source}:{line}"
         if line == 1 and text.lstrip().startswith("["):
             raise TraceError(f"{where}: this is one JSON array; expected one object a line (jq -c '.[]' makes it so)")
-        row = parse_json(text, where, TraceError, one_line=True)
-        if not isinstance(row, dict):
-            raise TraceError(f"{where}: expected an object with timestamp, input_length and output_length")
-        for name in ("timestamp", "input_length", "output_length"):
-            if name not in row:
-                raise TraceError(f"{where}: field {name} is missing; found {','.join(map(str, row))[:200]}")
-        stamp = row["timestamp"]
-        if isinstance(stamp, bool) or not isinstance(stamp, int | float) or not 0 <= stamp < 1e16:
-            raise TraceError(f"{where}: timestamp {stamp!r:.60} is not a number of milliseconds from 0 on")
-        if unit is None and stamp != int(stamp):
-            raise TraceError(
-                f"{where}: timestamp {stamp} is no whole number of milliseconds; if it is in seconds, say --time-unit s"
-            )
-        columns.add(
-            line,
-            round(stamp * ps_per_unit),
-            _tokens(row["input_length"], "input_length", where),
-            _tokens(row["output_length"], "output_length", where),
-            f"timestamp {stamp}",
-        )
-    return columns.trace()
+        try:
+            row = parse_json(text, where, TraceError, one_line=True)
+            if not isinstance(row, dict):
+                raise TraceError(f"{where}: expected an object with {' and '.join(layout.columns)}")
+            cells = [row[name] if name in row else _inside(row, path) for name, path in columns]
+            for at, (name, _) in enumerate(columns[:3]):
+                if cells[at] is None and not (layout.drops_failed and at):
+                    raise TraceError(f"{where}: field {name} is missing; found {','.join(map(str, row))[:200]}")
+            if layout.drops_failed and cells[1] is None:
+                cells[2] = None
+        except TraceError as error:
+            left_out.fault(error)
+            continue
+        yield line, cells
+
+
+def _inside(row: dict[str, Any], path: tuple[str, ...]) -> Any:
+    found: Any = row
+    for name in path:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +209,9 @@ def load_curve_trace(
     """
     times_s: list[float] = []
     rates: list[float] = []
-    clock = _StampReader()
     for line, (stamp, rpm) in csv_rows(lines, RPM_COLUMNS, source, TraceError):
         where = f"{source}:{line}"
-        times_s.append(clock.ticks(stamp, where, "time_utc") / _TICKS_PER_S)
+        times_s.append(iso_ticks(stamp, where, "time_utc") / _TICKS_PER_S)
         if len(times_s) > 1 and times_s[-1] <= times_s[-2]:
             raise TraceError(f"{where}: time_utc {stamp} is not after the line above")
         rate = number(rpm)
@@ -281,83 +262,3 @@ def window(requests: Sequence[Request], from_s: float, duration_s: float) -> tup
     """The requests that arrive in [from_s, from_s + duration_s), their times from the window's start."""
     chosen = [r for r in requests if from_s <= r.arrival_s < from_s + duration_s]
     return tuple(replace(r, arrival_s=r.arrival_s - from_s) for r in chosen)
-
-
-class _Columns:
-    """Growing columns of a trace that is read; times must not fall."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._times, self._inputs, self._outputs = array("q"), array("i"), array("i")
-        self._first_ps = 0
-
-    def add(self, line: int, at_ps: int, input_tokens: int, output_tokens: int, field: str) -> None:
-        if not self._times:
-            self._first_ps = at_ps
-        elif at_ps - self._first_ps < self._times[-1]:
-            raise TraceError(f"{self._source}:{line}: {field} is before the line above; sort the trace by time")
-        if at_ps - self._first_ps > LONGEST_TRACE_PS:
-            raise TraceError(f"{self._source}:{line}: {field} is more than 100 days after the first request")
-        self._times.append(at_ps - self._first_ps)
-        self._inputs.append(input_tokens)
-        self._outputs.append(output_tokens)
-
-    def trace(self) -> Trace:
-        if not self._times:
-            raise TraceError(f"{self._source}: the trace has a header and no requests")
-        times = np.frombuffer(self._times, np.int64)
-        inputs, outputs = np.frombuffer(self._inputs, np.int32), np.frombuffer(self._outputs, np.int32)
-        return Trace(times, inputs, outputs)
-
-
-class _StampReader:
-    """Timestamps in ticks of 100 ns, exactly: Azure writes seven decimals, the standard library reads six."""
-
-    def __init__(self) -> None:
-        self._minute, self._minute_ticks = "", 0
-
-    def ticks(self, text: str, where: str, field: str = "TIMESTAMP") -> int:
-        # Almost every line shares its minute with the one above; the seconds are then all there is to read.
-        if (
-            text[:17] == self._minute
-            and text.isascii()
-            and text[17:19].isdigit()
-            and (text[19:] == "" or text[19] == ".")
-        ):
-            decimals = text[20:]
-            if len(text) == 19 or (decimals.isdigit() and decimals.isascii()):
-                seconds = int(text[17:19])
-                if seconds < 60:
-                    return self._minute_ticks + seconds * _TICKS_PER_S + int(decimals[:7].ljust(7, "0"))
-        return self._slow(text, where, field)
-
-    def _slow(self, text: str, where: str, field: str) -> int:
-        stamp = text.strip()
-        if not stamp.isascii():
-            raise TraceError(f"{where}: {field} {text!r} is not a time; digits are 0-9")
-        whole, dot, rest = stamp.partition(".")
-        digits = len(rest) - len(rest.lstrip("0123456789"))
-        try:
-            time = datetime.fromisoformat(f"{whole}{rest[digits:]}" if dot else stamp)
-        except ValueError:
-            raise TraceError(
-                f"{where}: {field} {text!r} is not a time; expected like 2023-11-16 18:15:46.6805900"
-            ) from None
-        if time.tzinfo is None:
-            time = time.replace(tzinfo=UTC)
-        ticks = round((time - _EPOCH).total_seconds()) * _TICKS_PER_S
-        if time.tzinfo is UTC and len(whole) == 19:
-            self._minute, self._minute_ticks = text[:17], ticks - int(whole[17:19]) * _TICKS_PER_S
-        return ticks + (int(rest[: min(7, digits)].ljust(7, "0")) if dot and digits else 0)
-
-
-def _tokens(value: object, column: str, where: str) -> int:
-    count = whole_number(value) if isinstance(value, str) else value
-    if isinstance(count, bool) or not isinstance(count, int):
-        raise TraceError(f"{where}: {column} {value!r:.60} is not an integer")
-    if not 1 <= count <= MOST_TOKENS:
-        raise TraceError(f"{where}: {column} {str(count)[:30]} must be at least 1 and at most {MOST_TOKENS}")
-    return count
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

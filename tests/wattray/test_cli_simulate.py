@@ -92,7 +92,10 @@ def test_the_bound_stands_alone(trace: Path, tmp_path: Path) -> None:
             ("--gpus", "4"),
             "4 GPUs are too few: single-pool holds the SLO for 99% of this trace with 1 × TP8, so at least 8",
         ),
-        (("--trace-format", "xls"), "unknown trace format 'xls'; there are azure, mooncake, burstgpt, vidur, rpm"),
+        (
+            ("--trace-format", "xls"),
+            "unknown trace format 'xls'; there are azure, mooncake, burstgpt, vidur, openai",
+        ),
         (("--scale", "-1"), "--scale -1 must be above 0"),
         (("--lengths", "short"), "--lengths 'short' is not conv, code or in:"),
     ],

@@ -1,6 +1,6 @@
 """Policies side by side as one HTML page: load, GPUs, clocks, power and SLO over time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 
 import numpy as np
@@ -9,21 +9,25 @@ from numpy.typing import NDArray
 
 from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.simulation.comparison import Answer, Question
+from control_plane.simulation.monthly import J_PER_KWH
 from control_plane.simulation.outcome import Sample
 from control_plane.simulation.policies import SINGLE_POOL
+from control_plane.simulation.recommendation import fleet_in_words
 from control_plane.simulation.scoring import curve_edges_s
+from control_plane.simulation.waterfall import Level
 from wattray.report.page import Card, Section, page_of
+from wattray.whatif import Prices, by_month, levels, limits_in_words, waterfall_told
 
 Floats = NDArray[np.float64]
 
 
-def report_page(answer: Answer, question: Question) -> str:
+def report_page(answer: Answer, question: Question, prices: Prices) -> str:
     """One HTML page, readable without a network."""
     trace = question.trace
     edges = curve_edges_s(trace)
     hours = (edges[1:] + edges[:-1]) / 7200
     baseline_j = answer.scores[SINGLE_POOL].energy_j
-    cards = [_card(answer, name) for name in answer.scores if name != SINGLE_POOL]
+    cards = [_card(answer, name) for name in answer.scores if name not in (SINGLE_POOL, answer.today)]
     cards.append(Card(f"{baseline_j / 3.6e6:,.2f} kWh", f"{SINGLE_POOL}: {answer.baseline_replicas} replicas"))
     cards.append(Card(f"{1 - answer.bound.energy_j / baseline_j:.1%}", "saved at most by any policy (bound)"))
     over_time = Section(
@@ -34,15 +38,22 @@ def report_page(answer: Answer, question: Question) -> str:
             _sampled("GPUs held", answer, lambda sample: float(sample.gpus)),
             _sampled("Mean clock of held GPUs, MHz", answer, lambda sample: sample.mean_freq_mhz),
             _sampled("Power, kW", answer, lambda sample: sample.power_w / 1000),
-            _slo_figure(hours, answer),
+            _slo_figure(hours, answer, question.attainment),
             _sampled("Requests in flight", answer, lambda sample: float(sample.in_flight)),
         ],
+    )
+    steps = levels(answer, question)
+    saving = Section("Where the saving comes from", "; ".join(waterfall_told(steps)) + ".", [_waterfall_figure(steps)])
+    month = Section(
+        "A month",
+        "30 days like this trace, simulated; peak: highest mean of 15 minutes.",
+        html=_month_html(answer, prices),
     )
     side_by_side = Section("Policies side by side", "Energy, and the bound.", [_energy_figure(answer)])
     by_class = Section("By request type", "Times in ms, energy in joules.", html=_class_table(answer))
     title = f"{len(trace):,} requests in {trace.duration_s / 3600:.2f} h on {question.profile.name}"
-    note = f"GPUs that nobody holds: {question.idle.value}."
-    return page_of(f"Simulation: {title}", note, cards, [over_time, side_by_side, by_class])
+    note = f"GPUs that nobody holds: {question.idle.value}. {limits_in_words(question.slo, question.attainment)}."
+    return page_of(f"Simulation: {title}", note, cards, [saving, month, over_time, side_by_side, by_class])
 
 
 def _card(answer: Answer, name: str) -> Card:
@@ -74,12 +85,51 @@ def _sampled(title: str, answer: Answer, value: Callable[[Sample], float]) -> go
     return figure
 
 
-def _slo_figure(hours: Floats, answer: Answer) -> go.Figure:
+def _slo_figure(hours: Floats, answer: Answer, attainment: float) -> go.Figure:
     figure = _figure("Share of requests within their SLO")
     for name, curve in answer.curves.items():
         figure.add_scatter(x=hours, y=curve.held, name=name)
-    figure.add_hline(y=answer.attainment, line_dash="dot", line_width=1)
+    figure.add_hline(y=attainment, line_dash="dot", line_width=1)
     return figure
+
+
+def _waterfall_figure(steps: Sequence[Level]) -> go.Figure:
+    """Joules from today's fleet down to the policy, in kWh; levels that break the SLO say so."""
+    first, *others = steps
+    befores = [level.energy_j for level in steps]
+    marks = ["" if level.holds else " (SLO missed)" for level in steps]
+    figure = _figure("Energy, kWh")
+    figure.add_waterfall(
+        x=[
+            f"{first.policy}{marks[0]}",
+            *(f"{level.why}:<br>{level.policy}{mark}" for level, mark in zip(others, marks[1:], strict=True)),
+            "what is left",
+        ],
+        measure=["absolute", *("relative" for _ in others), "total"],
+        y=[
+            first.energy_j / J_PER_KWH,
+            *((level.energy_j - before) / J_PER_KWH for before, level in zip(befores, others, strict=False)),
+            0,
+        ],
+    )
+    figure.update_xaxes(title_text="")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def _month_html(answer: Answer, prices: Prices) -> str:
+    rows = [
+        (
+            name,
+            f"{month.energy_kwh:,.0f}",
+            f"{month.peak_kw:,.1f}",
+            "" if month.cost is None else f"{month.cost:,.0f}",
+            "" if month.co2_kg is None else f"{month.co2_kg:,.0f}",
+            fleet_in_words(answer.curves[name].samples, prices.starts_s),
+        )
+        for name, month in by_month(answer, prices).items()
+    ]
+    return _table(("policy", "kWh", "peak kW", "cost", "kg CO2", "fleet"), rows)
 
 
 def _energy_figure(answer: Answer) -> go.Figure:
@@ -101,6 +151,10 @@ def _class_table(answer: Answer) -> str:
             times = [f"{t * 1000:,.0f}" for t in (line.ttft_p50_s, line.ttft_p99_s, line.queue_p99_s)]
             energy = [f"{line.energy_per_request_j:,.0f}", f"{line.energy_per_token_j:.3f}"]
             rows.append((name, kind, f"{line.requests:,}", f"{line.slo_attainment:.2%}", *times, gap, *energy))
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{body}</table>"
 
