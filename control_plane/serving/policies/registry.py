@@ -4,6 +4,14 @@ import difflib
 from collections.abc import Callable, Mapping
 
 from control_plane.serving.policies.combined import CombinedPolicy
+from control_plane.serving.policies.dynamollm import (
+    DYNAMOLLM,
+    MULTI_POOL,
+    SCALE_FREQ,
+    SCALE_INST,
+    SCALE_SHARD,
+    TypePools,
+)
 from control_plane.serving.policies.phases_apart import PhasesApart
 from control_plane.serving.policies.single_pool import SinglePoolPolicy
 from control_plane.serving.policies.wattray import wattray
@@ -14,6 +22,11 @@ POLICIES: Mapping[str, Callable[[Site], Policy]] = {
     "combined": CombinedPolicy,
     "phases-apart": PhasesApart.at,
     "single-pool": SinglePoolPolicy.filling,
+    "dynamollm": TypePools.with_knobs(DYNAMOLLM),
+    "multi-pool": TypePools.with_knobs(MULTI_POOL),
+    "scale-inst": TypePools.with_knobs(SCALE_INST),
+    "scale-shard": TypePools.with_knobs(SCALE_SHARD),
+    "scale-freq": TypePools.with_knobs(SCALE_FREQ),
 }
 
 
