@@ -14,6 +14,7 @@ from control_plane.serving.policies.dynamollm import (
 )
 from control_plane.serving.policies.phases_apart import PhasesApart
 from control_plane.serving.policies.single_pool import SinglePoolPolicy
+from control_plane.serving.policies.sized_pool import SizedPoolPolicy
 from control_plane.serving.policies.wattray import wattray
 from control_plane.serving.policy import GpuBudgetError, Policy, Site
 
@@ -21,6 +22,7 @@ POLICIES: Mapping[str, Callable[[Site], Policy]] = {
     "wattray": wattray,
     "combined": CombinedPolicy,
     "phases-apart": PhasesApart.at,
+    "sized-pool": SizedPoolPolicy,
     "single-pool": SinglePoolPolicy.filling,
     "dynamollm": TypePools.with_knobs(DYNAMOLLM),
     "multi-pool": TypePools.with_knobs(MULTI_POOL),
