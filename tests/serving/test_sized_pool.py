@@ -1,10 +1,12 @@
 """One pool of combined replicas: its governor, its size, and both together in virtual time."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.domain import Load, QueuedPrompt, QueueView, Role, Slo
+from control_plane.actions import SetGpuBudget
+from control_plane.domain import ClassLoad, InputClass, Load, QueuedPrompt, QueueView, Role, Slo
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.serving.arrival_log import Arrivals
 from control_plane.serving.clock_costs import clock_costs
@@ -12,6 +14,7 @@ from control_plane.serving.combined_governor import CombinedGovernor
 from control_plane.serving.policies.sized_pool import POOL, SizedPoolPolicy
 from control_plane.serving.policy import Site
 from control_plane.serving.rules import LimitShares
+from control_plane.serving.snapshots import ClusterSnapshot
 from control_plane.settings import Settings, parse_settings
 from control_plane.simulation.serving_cluster import ClusterTimes, SimulatedCluster
 from control_plane.simulation.sizing import fewest_replicas
@@ -76,6 +79,21 @@ def test_more_load_never_needs_fewer_replicas_and_one_node_takes_the_smallest_on
     one_node = SizedPoolPolicy(site(8))
     assert "TP2" not in policy.pool(POOL).plan()
     assert one_node.sizes(arrivals(5.0, 1000.0), 600.0, 1.0)[POOL] >= sizes[1]
+
+
+def test_a_first_load_is_planned_for_before_anything_came_on_any_clock() -> None:
+    load = Load({InputClass.MEDIUM: ClassLoad(20.0, 900.0, 100.0), InputClass.LONG: ClassLoad(20.0, 2000.0, 100.0)})
+    policy = SizedPoolPolicy(Site(Settings(), PROFILE, 256, 0.0, load))
+    expected = Arrivals.steady(load, 600.0)
+    assert len(expected) == 24_000
+    assert (np.diff(expected.at_s) >= 0).all()
+    assert expected.input_tokens.mean() == pytest.approx(1450.0)
+    cluster, asked = policy.cluster(), []
+    for now_s in (50_000.0, 50_300.0, 52_000.0):
+        step = cluster.step(ClusterSnapshot(now_s, 256, {}, {}))
+        asked.append(next(action.gpus for action in step.actions if isinstance(action, SetGpuBudget)))
+    assert asked[0] == asked[1] > 8
+    assert asked[2] == 4, "nothing came"
 
 
 def test_it_holds_the_slo_on_less_energy_than_the_sized_static_pool() -> None:

@@ -22,6 +22,8 @@ from control_plane.settings import PoolSettings
 
 POOL = PoolName("sized-pool")
 GPUS_OF_ONE_NODE = 8
+FIRST_S = 600.0
+"""For so long no less is planned for than the operator said."""
 
 # Chosen on the Azure 2023 traces, simulated with llama2-70b-h100-current; the same for every trace.
 LIMIT_SHARES = LimitShares(shorter=0.55, long=0.7)
@@ -73,7 +75,9 @@ class SizedPoolPolicy:
 
     def cluster(self) -> ClusterController:
         margin = Margin(target=0.005, step=0.006, least=0.6)
-        return SizedCluster((self._pool,), self.sizes, self._site.first_arrivals, 600.0, margin=margin)
+        site = self._site
+        first = site.first_arrivals if len(site.first_arrivals) else Arrivals.steady(site.first_load, FIRST_S)
+        return SizedCluster((self._pool,), self.sizes, first, FIRST_S, margin=margin)
 
     def sizes(self, arrivals: Arrivals, now_s: float, margin: float) -> Mapping[PoolName, int]:
         """Replicas for what came lately: by their backlog of prompts, and by Little's law for decoding."""
