@@ -6,6 +6,7 @@ from control_plane.domain import Load, Role
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.hardware.profiles import load_profile
 from control_plane.serving.hosted_policy import HostedPolicy
+from control_plane.serving.policies.combined import CombinedPolicy
 from control_plane.serving.policies.phases_apart import DECODE, LONG, SHORT, PhasesApart
 from control_plane.serving.policies.registry import make_policy
 from control_plane.serving.policies.sized_pool import SizedPoolPolicy
@@ -31,7 +32,7 @@ def test_wattray_serves_phases_apart_where_engines_can_and_there_is_more_than_a_
     assert isinstance(make_policy("wattray", site(gpus=12)), PhasesApart)
     with pytest.raises(GpuBudgetError, match="at least 12 work"):
         make_policy("phases-apart", site(gpus=11))
-    assert isinstance(make_policy("wattray", site(hand_over=None)), SizedPoolPolicy)
+    assert isinstance(make_policy("wattray", site(hand_over=None)), CombinedPolicy)
     with pytest.raises(NoHandOverError, match="policy wattray"):
         make_policy("phases-apart", site(hand_over=None))
 

@@ -9,7 +9,7 @@ from wattray.take_down import apps_of
 
 @pytest.mark.parametrize(
     ("policy", "pools"),
-    [("combined", {"short-medium", "long"}), ("wattray", {"sized-pool"}), ("single-pool", {"single-pool"})],
+    [("wattray", {"short-medium", "long"}), ("sized-pool", {"sized-pool"}), ("single-pool", {"single-pool"})],
 )
 def test_managers_and_applications_are_those_of_the_policy(policy: str, pools: set[str]) -> None:
     settings = Settings(policy=policy)
