@@ -59,8 +59,8 @@ def usage(folder: Path, by: str, tariff: float | None = None, policy: str | None
 
 
 def live_usage(tariff: float | None = None) -> list[Use]:
-    """By tenant on the control plane that is up, the dearest first; energy of idle GPUs is nobody's. Raises WattrayError
-    where none is up."""
+    """By tenant on the control plane that is up, the dearest first; energy of idle GPUs is nobody's. Raises
+    WattrayError where none is up."""
     from wattray.client import connect
 
     _check_tariff(tariff)

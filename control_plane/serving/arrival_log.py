@@ -7,6 +7,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from control_plane.domain import Load
+
 Floats = NDArray[np.float64]
 
 
@@ -39,6 +41,21 @@ class Arrivals:
     def none(cls) -> Self:
         empty = np.empty(0)
         return cls(empty, empty, empty)
+
+    @classmethod
+    def steady(cls, load: Load, for_s: float) -> "Arrivals":
+        """As many requests as a load brings, those of each class evenly apart."""
+        at_s, inputs, outputs = [], [], []
+        for part in load.by_class.values():
+            count = round(part.rps * for_s)
+            at_s.append((np.arange(count) + 0.5) / max(part.rps, 1e-9))
+            inputs.append(np.full(count, part.input_tokens))
+            outputs.append(np.full(count, part.output_tokens))
+        if not at_s:
+            return cls.none()
+        times_s = np.concatenate(at_s)
+        order = np.argsort(times_s, kind="stable")
+        return cls(times_s[order], np.concatenate(inputs)[order], np.concatenate(outputs)[order])
 
     def between(self, from_s: float, to_s: float) -> "Arrivals":
         """Those that came in [from_s, to_s)."""

@@ -39,18 +39,22 @@ class SizedCluster:
         first_s: float,
         every_s: float = 60.0,
         hold_s: float = 900.0,
+        margin: "Margin | None" = None,
     ) -> None:
         """``first``: the past as far as it is known before anything arrives; for ``first_s`` no less is planned for
         than it needs."""
         self._pools, self._sizer, self._every_s, self._hold_s = pools, sizer, every_s, hold_s
         self._first = sizer(first, float(first.at_s[-1]) if len(first) else 0.0, 1.0)
-        self._margin = Margin()
-        self._first_until_s = first_s
+        self._margin = margin or Margin()
+        self._first_s = first_s
+        self._began_s: float | None = None
         self._wants: deque[tuple[float, Mapping[PoolName, int]]] = deque()
 
     def step(self, seen: ClusterSnapshot) -> Step:
         wanted = self._sizer(seen.recent, seen.now_s, self._margin.after(seen.recent.answers))
-        if seen.now_s < self._first_until_s:
+        if self._began_s is None:
+            self._began_s = seen.now_s
+        if seen.now_s < self._began_s + self._first_s:
             wanted = {pool: max(count, self._first.get(pool, 0)) for pool, count in wanted.items()}
         self._wants.append((seen.now_s, wanted))
         while self._wants[0][0] < seen.now_s - self._hold_s:

@@ -193,7 +193,7 @@ def test_a_second_up_is_refused(live) -> None:
 
 
 def test_the_command_line_shows_status_and_decisions(live) -> None:
-    for command, told in ((["status"], "short-medium"), (["usage", "--tariff", "0.2"], "team-a")):
+    for command, told in ((["status"], "short-medium"), (["explain"], "MHz"), (["usage"], "team-a")):
         shown = subprocess.run(
             [sys.executable, "-m", "wattray", *command], capture_output=True, text=True, timeout=90, cwd=ROOT
         )

@@ -9,6 +9,7 @@ from control_plane.serving.hosted_policy import HostedPolicy
 from control_plane.serving.policies.combined import CombinedPolicy
 from control_plane.serving.policies.phases_apart import DECODE, LONG, SHORT, PhasesApart
 from control_plane.serving.policies.registry import make_policy
+from control_plane.serving.policies.sized_pool import SizedPoolPolicy
 from control_plane.serving.policy import GpuBudgetError, HandOver, NoHandOverError, Site
 from control_plane.settings import ForecastSettings, Settings
 from control_plane.simulation.serving_cluster import ClusterTimes, SimulatedCluster
@@ -26,8 +27,8 @@ def site(gpus: int = 64, hand_over: HandOver | None = HAND_OVER) -> Site:
 
 def test_wattray_serves_phases_apart_where_engines_can_and_there_is_more_than_a_node() -> None:
     assert isinstance(make_policy("wattray", site()), PhasesApart)
-    assert isinstance(make_policy("wattray", site(gpus=8)), CombinedPolicy)
-    assert isinstance(make_policy("wattray", site(gpus=11)), CombinedPolicy)
+    assert isinstance(make_policy("wattray", site(gpus=8)), SizedPoolPolicy)
+    assert isinstance(make_policy("wattray", site(gpus=11)), SizedPoolPolicy)
     assert isinstance(make_policy("wattray", site(gpus=12)), PhasesApart)
     with pytest.raises(GpuBudgetError, match="at least 12 work"):
         make_policy("phases-apart", site(gpus=11))

@@ -7,7 +7,10 @@ from control_plane.settings import Settings
 from wattray.take_down import apps_of
 
 
-@pytest.mark.parametrize(("policy", "pools"), [("wattray", {"short-medium", "long"}), ("single-pool", {"single-pool"})])
+@pytest.mark.parametrize(
+    ("policy", "pools"),
+    [("wattray", {"short-medium", "long"}), ("sized-pool", {"sized-pool"}), ("single-pool", {"single-pool"})],
+)
 def test_managers_and_applications_are_those_of_the_policy(policy: str, pools: set[str]) -> None:
     settings = Settings(policy=policy)
     assert set(Installation(settings, "", "").pool_names) == pools

@@ -4,8 +4,17 @@ import difflib
 from collections.abc import Callable, Mapping
 
 from control_plane.serving.policies.combined import CombinedPolicy
+from control_plane.serving.policies.dynamollm import (
+    DYNAMOLLM,
+    MULTI_POOL,
+    SCALE_FREQ,
+    SCALE_INST,
+    SCALE_SHARD,
+    TypePools,
+)
 from control_plane.serving.policies.phases_apart import PhasesApart
 from control_plane.serving.policies.single_pool import SinglePoolPolicy
+from control_plane.serving.policies.sized_pool import SizedPoolPolicy
 from control_plane.serving.policies.wattray import wattray
 from control_plane.serving.policy import GpuBudgetError, Policy, Site
 
@@ -13,7 +22,13 @@ POLICIES: Mapping[str, Callable[[Site], Policy]] = {
     "wattray": wattray,
     "combined": CombinedPolicy,
     "phases-apart": PhasesApart.at,
+    "sized-pool": SizedPoolPolicy,
     "single-pool": SinglePoolPolicy.filling,
+    "dynamollm": TypePools.with_knobs(DYNAMOLLM),
+    "multi-pool": TypePools.with_knobs(MULTI_POOL),
+    "scale-inst": TypePools.with_knobs(SCALE_INST),
+    "scale-shard": TypePools.with_knobs(SCALE_SHARD),
+    "scale-freq": TypePools.with_knobs(SCALE_FREQ),
 }
 
 
