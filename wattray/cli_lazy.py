@@ -13,6 +13,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "simulate": "wattray.cli_simulate:simulate_command",
         "bound": "wattray.cli_simulate:bound_command",
+        "allocate": "wattray.cli_allocate:allocate_command",
         "frontier": "wattray.cli_frontier:frontier_command",
         "profile": "wattray.cli_profile:profile_app",
         "gpu": "wattray.cli_gpu:gpu_app",
