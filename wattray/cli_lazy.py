@@ -28,6 +28,10 @@ COMMANDS: Mapping[str, Lazy] = MappingProxyType(
             "wattray.cli_simulate:bound_command",
             "The least energy any policy could spend on a trace and hold the SLO for 99 % of it.",
         ),
+        "allocate": Lazy(
+            "wattray.cli_allocate:allocate_command",
+            "Allocate GPUs, tensor parallelism and clocks to pools at the least power that holds the SLO.",
+        ),
         "replay": Lazy(
             "wattray.cli_replay:replay_command",
             "Send a trace's requests to an OpenAI endpoint as they came, and measure what a client sees.",

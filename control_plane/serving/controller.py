@@ -192,13 +192,13 @@ class LeastPowerPool:
         return actions
 
 
-_TYPICAL_INPUT = {InputClass.SHORT: 128.0, InputClass.MEDIUM: 600.0, InputClass.LONG: 2200.0}
+TYPICAL_INPUT = {InputClass.SHORT: 128.0, InputClass.MEDIUM: 600.0, InputClass.LONG: 2200.0}
 _TYPICAL_OUTPUT = 200.0
 
 
 def trickle(pool: PoolSettings) -> Load:
     """The least load a pool is planned for."""
-    return Load({name: ClassLoad(TRICKLE_RPS, _TYPICAL_INPUT[name], _TYPICAL_OUTPUT) for name in pool.input_classes})
+    return Load({name: ClassLoad(TRICKLE_RPS, TYPICAL_INPUT[name], _TYPICAL_OUTPUT) for name in pool.input_classes})
 
 
 def with_trickle(load: Load, pool: PoolSettings) -> Load:
