@@ -41,6 +41,7 @@ Play = Callable[[str, Trace, Fleet, int | None, Watch | None], Simulated]
 
 MORE_ONE_IN = 16
 """Larger and slower static fleets are tried in steps of so small a share of their replicas."""
+PATIENCE = 4
 MARGINS = (1.0, 1.15, 1.3, 1.5, 1.8, 2.2)
 """A fleet sized by a fluid is tried for so many times the load, until it holds the SLO."""
 
@@ -99,7 +100,7 @@ class _Static:
 
 def static_best(contest: Contest) -> Found:
     """For each tensor parallelism the fewest replicas that hold the SLO at full clock, and more of them at the lowest
-    clock that then does, until two more steps save nothing. Of a long trace an excerpt is searched."""
+    clock that then does, until ``PATIENCE`` more steps save nothing. Of a long trace an excerpt is searched."""
     one_in = len(contest.trace) // EXCERPT_REQUESTS
     if one_in < 4:
         best, runs = _cheapest_static(contest)
@@ -149,7 +150,7 @@ def _best_clock(contest: Contest, tp: int) -> tuple[_Static, int]:
     clocks = sorted(contest.profile.freqs_mhz)
     step = max(1, sized.replicas // MORE_ONE_IN)
     replicas, in_vain = sized.replicas, 0
-    while in_vain < 2:
+    while in_vain < PATIENCE:
         found, more = _slowest_clock(contest, replicas, tp, clocks)
         runs += more
         in_vain += 1
