@@ -1,5 +1,6 @@
 """The policies one can simulate, by name: those of the registry, and the baseline that is sized by search."""
 
+from control_plane.serving.policies.own import own_policy, own_policy_names
 from control_plane.serving.policies.registry import POLICIES, UnknownPolicyError, unknown_name
 
 SINGLE_POOL = "single-pool"
@@ -7,13 +8,13 @@ SINGLE_POOL = "single-pool"
 
 
 def policy_names() -> tuple[str, ...]:
-    return tuple(POLICIES)
+    return (*POLICIES, *own_policy_names())
 
 
 def check_policy_names(names: tuple[str, ...]) -> None:
     """Raises UnknownPolicyError for a name that is none, and where there is no name at all."""
     for name in names:
-        if name not in POLICIES:
+        if name not in POLICIES and own_policy(name) is None:
             raise UnknownPolicyError(unknown_name("policy", name, policy_names()))
     if not names:
         raise UnknownPolicyError(f"no policy named; there are {', '.join(policy_names())}")
