@@ -67,7 +67,9 @@ def simulate_command(
     gpus: GpusOption = None,
     scale: ScaleOption = 1.0,
     profile: ProfileOption = "llama2-70b-h100",
-    policies: Annotated[str, typer.Option(help="Comma-separated names.")] = "wattray,single-pool",
+    policies: Annotated[
+        str, typer.Option(help="Comma-separated names; your own as module:Class.")
+    ] = "wattray,single-pool",
     idle: IdleOption = IdleGpus.RELEASED,
     run: Annotated[Path | None, typer.Option(help="Keep every decision and request record here.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
@@ -114,6 +116,9 @@ def simulate_command(
         if run is not None:
             check_folder(run, "--run")
         names = tuple(name.strip() for name in policies.split(",") if name.strip())
+        if any(":" in name for name in names):
+            # A policy of the user's own may be a file beside where the command is called.
+            sys.path.append(str(Path.cwd()))
         check_policy_names(names)
         machine = named_profile(profile)
         settings = settings_for(machine, slo)

@@ -1,4 +1,4 @@
-"""The serving policies by name. A new policy is one file beside this one and one line here."""
+"""The serving policies by name. A new policy is one file beside this one and one line here, or a user's own."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from control_plane.serving.policies.dynamollm import (
     SCALE_SHARD,
     TypePools,
 )
+from control_plane.serving.policies.own import own_policy, own_policy_names
 from control_plane.serving.policies.phases_apart import PhasesApart
 from control_plane.serving.policies.single_pool import SinglePoolPolicy
 from control_plane.serving.policies.sized_pool import SizedPoolPolicy
@@ -39,10 +40,9 @@ class UnknownPolicyError(ValueError):
 def make_policy(name: str, site: Site) -> Policy:
     """The policy of this name, built for a site. Raises UnknownPolicyError, and GpuBudgetError where the site has too
     few GPUs for one replica of each of its pools."""
-    try:
-        build = POLICIES[name]
-    except KeyError:
-        raise UnknownPolicyError(unknown_name("policy", name, tuple(POLICIES))) from None
+    build = POLICIES.get(name) or own_policy(name)
+    if build is None:
+        raise UnknownPolicyError(unknown_name("policy", name, (*POLICIES, *own_policy_names())))
     policy = build(site)
     least = min(site.profile.tps) * len(policy.pools)
     if site.gpus < least:
