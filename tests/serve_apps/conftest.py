@@ -1,5 +1,6 @@
 """Every test begins with no replica known; models of less than a million weights gain nothing from a second core."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -17,3 +18,12 @@ def no_replicas() -> Iterator[None]:
     yield
     running_replicas._RUNNING.clear()
     running_replicas._changes += 1
+
+
+@pytest.fixture
+def small_heap() -> Iterator[None]:
+    """transformers runs a full collection whenever a batch stops, which takes half a second of CPU with all of torch to
+    look through. What was there before the test is left out."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -24,6 +24,8 @@ from serve_apps.engines.protocol import (
     RequestRefusedError,
 )
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 PROFILE = load_profile(DEFAULT_PROFILE)
 NEEDS = {"simulated": "asyncio", "transformers": "transformers"}
 """The library that each engine needs."""

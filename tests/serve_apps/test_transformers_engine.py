@@ -30,6 +30,8 @@ from serve_apps.engines.protocol import (
 )
 from serve_apps.engines.transformers_engine import ModelSite, TransformersEngine
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 LIMITS = BatchLimits(kv_tokens=2048, page_tokens=16, batch_tokens=64, batch_requests=16)
 PROMPTS = [tuple((7 * number + 3 * at) % 256 for at in range(5 + 23 * number)) for number in range(8)]
 ANSWER = 24
