@@ -39,7 +39,7 @@ def test_every_request_has_a_pool_and_no_pool_more_than_it_carries(load: Load) -
         if share.load.rps > 1e-6:
             assert share.servers * PROFILE.max_load(FULL, share.load) >= 1 - 1e-6
     largest = found[pool_name(REQUEST_TYPES[-1])]
-    assert largest.kept == 1.0 or largest.load.rps == 0
+    assert largest.kept == 1.0 or largest.load.rps < 1e-6
 
 
 def test_a_pool_that_is_not_full_hands_its_rest_up() -> None:

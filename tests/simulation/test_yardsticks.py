@@ -16,6 +16,7 @@ from control_plane.simulation.traces import synthetic_trace
 from control_plane.simulation.yardsticks import YARDSTICKS
 from wattray.report.simulation_report import report_page
 from wattray.simulation_results import as_json, result_table
+from wattray.whatif import Prices
 
 PROFILE = RooflineProfile()
 TRACE = synthetic_trace("conv", 0.15, 6.0, seed=4)
@@ -78,7 +79,7 @@ def test_a_policy_that_misses_its_slo_shows_no_saving(answer: Answer) -> None:
     assert late, "the case has nobody who is late"
     names = ("wattray", *YARDSTICK_NAMES)
     found: Mapping[str, Mapping[str, object]] = json.loads(json.dumps(as_json(strict, names, TRACE)))["policies"]
-    page = report_page(strict, question(Settings(), *names))
+    page = report_page(strict, question(Settings(), *names), Prices())
     table = result_table(strict, names, TRACE)
     saved = dict(zip(table.columns[0].cells, table.columns[2].cells, strict=True))
     for name in answer.scores:
