@@ -258,6 +258,7 @@ GRID = {
 }
 
 
+@pytest.mark.soak
 def test_wattray_train_finds_a_slow_pipeline_of_a_grid_and_really_runs_the_baseline(live: Any, tmp_path: Path) -> None:
     """It attaches to the control plane that is up. The straggler is announced by nobody; the other pipeline slows down
     to it, and is back after one report."""
@@ -287,6 +288,7 @@ def test_an_operator_announces_a_straggler_of_a_job(live: Any, told: tuple[dict[
         live.client.announce_straggler("nobody", 1, 1.2)
 
 
+@pytest.mark.soak
 def test_a_users_own_loop_under_ray_train_runs_as_planned_with_the_same_losses(live: Any, tmp_path: Path) -> None:
     """Its planner and its GPUs are the control plane's."""
     command = [sys.executable, "tests/own_loop_ray.py", f"127.0.0.1:{live.ports[0]}", "40", str(tmp_path)]
