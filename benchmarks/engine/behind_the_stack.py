@@ -82,9 +82,9 @@ async def library_alone(answer: int) -> None:
 
 
 def child(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, __file__, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    """In a session of its own, as Ray's processes are: Linux shares busy cores out between sessions."""
+    command = [sys.executable, __file__, *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def ask(process: subprocess.Popen[str], line: str) -> str:
