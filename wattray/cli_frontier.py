@@ -12,7 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from control_plane.text_edges import parse_json
 from wattray.faults import faults_explained
 from wattray.frontier_report import frontier_report, print_summary
-from wattray.output_files import check_outputs, json_text, write_text
+from wattray.output_files import STDOUT, check_folder, check_outputs, json_text, write_text
 from wattray.stage_profiles import read_profile_file, read_text
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from control_plane.training.switch_rules import SwitchRules
 
 MOST_STEPS = 1_000_000
+MOST_GPU_W = 3000.0
+"""No GPU of today draws as much."""
 
 
 def frontier_command(
@@ -59,18 +61,27 @@ def frontier_command(
     prepare: Annotated[bool, typer.Option(help="Prepare a library of plans first: seconds of work, better plans.")] = (
         False
     ),
-    baselines: Annotated[bool, typer.Option(help="Compare with Zeus's and EnvPipe's clocks.")] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", "--compare", help="Time and energy with Zeus's and EnvPipe's clocks beside.")
+    ] = False,
+    max_power_w: Annotated[
+        float, typer.Option(help="Most that one GPU can draw; a profile above it has a wrong unit.")
+    ] = MOST_GPU_W,
     export_zeus: Annotated[
         Path | None, typer.Option(help="Write the plan here as a schedule file for Zeus's PointSolution (.py).")
     ] = None,
     time_budget_s: Annotated[float, typer.Option(help="Give up the search for the frontier after so long.")] = 600.0,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write frontier and Gantt pictures here as one HTML file.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the frontier's picture here as SVG.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Write every picture as SVG and CSV into this folder.")] = None,
 ) -> None:
     """Trace the time–energy frontier of one training iteration and plan its clocks."""
     console = Console(stderr=True)
     with faults_explained():
-        check_outputs(json=json_out, plot=plot, export_zeus=export_zeus)
+        check_outputs(json=json_out, plot=plot, svg=svg, export_zeus=export_zeus)
+        if figures is not None:
+            check_folder(figures, "--figures")
         _check_options(straggler, deadline_s or [], time_budget_s, export_zeus)
         with Progress(
             SpinnerColumn(),
@@ -92,7 +103,7 @@ def frontier_command(
                 blocking_power_w=blocking_power_w,
                 switch=SwitchRules(switch_time_s, min_hold_s, clocks_per_stage),
             )
-            _warn_of_units(console, spec.profile, spec.blocking_power_w)
+            _refuse_wrong_units(spec.profile, spec.blocking_power_w, max_power_w * gpus_per_stage)
             solved, solve_s = _solved(progress, spec, time_budget_s, prepare)
             report, shown = frontier_report(solved, solve_s, straggler, deadline_s or [], baselines)
             page = None
@@ -100,7 +111,7 @@ def frontier_command(
                 from wattray.report.frontier_plots import frontier_page
 
                 progress.add_task("drawing")
-                page = frontier_page(solved, report, straggler)
+                page = frontier_page(solved, report)
         if export_zeus is not None:
             from control_plane.training.zeus_files import point_solution
 
@@ -108,8 +119,19 @@ def frontier_command(
         if json_out is not None:
             write_text(json_out, json_text(report))
         if plot is not None and page is not None:
-            write_text(plot, page)
-    print_summary(report)
+            from wattray.report.page_file import write_page
+
+            write_page(plot, page)
+        if svg is not None or figures is not None:
+            from wattray.report.figure_files import figure_svg, write_figures
+            from wattray.report.frontier_plots import frontier_figures
+
+            drawn = frontier_figures(solved, report)
+            if svg is not None:
+                write_text(svg, figure_svg(drawn["frontier"]))
+            if figures is not None:
+                write_figures(figures, drawn)
+    print_summary(report, to_stderr=json_out == STDOUT)
 
 
 def _check_options(
@@ -180,18 +202,27 @@ def _solved(progress: Progress, spec: "JobSpec", time_budget_s: float, prepare: 
     return solved, solve_s
 
 
-def _warn_of_units(console: Console, profile: Any, blocking_power_w: float) -> None:
-    """A GPU that computes draws more than one that waits: where it does not, a unit is probably wrong."""
+def _refuse_wrong_units(profile: Any, blocking_power_w: float, max_power_w: float) -> None:
+    """A stage that computes draws more than one that waits, and no more than its GPUs can: where a profile says
+    otherwise a unit is wrong, and savings would be invented. Raises StageProfileError."""
+    from control_plane.training.profile import StageProfileError
+
     for (stage, instruction), choices in profile.choices.items():
         for choice in choices:
             drawn_w = choice.energy_j / choice.time_s
-            if drawn_w < blocking_power_w:
-                console.print(
-                    f"warning: stage {stage} {instruction} draws {drawn_w:.3g} W at setting {choice.freq_mhz}, below "
-                    f"the blocking power of {blocking_power_w:.3g} W: are times in seconds and energies in joules?",
-                    markup=False,
-                )
-                return
+            if not drawn_w < blocking_power_w < math.inf and not drawn_w > max_power_w:
+                continue
+            setting = f"{choice.freq_mhz} MHz" if choice.freq_mhz else f"{choice.power_limit_w} W"
+            side = (
+                f"below the blocking power of {blocking_power_w:.4g} W"
+                if drawn_w < blocking_power_w
+                else f"above the most that its GPUs can draw, {max_power_w:.4g} W (--max-power-w)"
+            )
+            raise StageProfileError(
+                f"columns time and energy: stage {stage} {instruction} at {setting} draws {drawn_w:.4g} W, {side}: a "
+                "unit is probably wrong; times are in seconds and energies in joules, or name the columns time_ms, "
+                "energy_mj"
+            )
 
 
 def _schedule(name: str, stages: int, microbatches: int, chunks: int) -> Any:

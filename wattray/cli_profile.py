@@ -27,6 +27,7 @@ from wattray.cli_profile_run import run_command
 from wattray.faults import faults_explained
 from wattray.output_files import check_outputs, json_text, write_text
 from wattray.profile_files import MOST_BYTES, profile_named, read_text
+from wattray.report.page_file import write_page
 from wattray.report.profile_plots import profile_page
 
 profile_app = typer.Typer(help="Energy profiles: what a replica draws, carries and takes.", no_args_is_help=True)
@@ -73,7 +74,7 @@ def show(
         except (OverflowError, ZeroDivisionError, FloatingPointError) as error:
             raise ProfileError(f"{name}: its numbers lead nowhere ({error}); are the units right?") from None
         if plot is not None:
-            write_text(plot, profile_page(profile, rows, table))
+            write_page(plot, profile_page(profile, rows, table))
         if as_json:
             sys.stdout.write(json_text(report(profile, rows, table)))
             return

@@ -49,7 +49,9 @@ def check(
         runs, shape = _runs(against), _shape(machine, tp, clock)
         rows = compare(machine, *shape, runs, overhead_ms / 1e3)
         if plot is not None:
-            write_text(plot, _page(machine.name, rows))
+            from wattray.report.page_file import write_page
+
+            write_page(plot, _page(machine.name, rows))
         if as_json:
             sys.stdout.write(json_text(_report(machine, rows)))
             return
@@ -219,4 +221,4 @@ def _page(name: str, rows: Sequence[Compared]) -> str:
         figure.update_xaxes(title_text="measured", type="log", row=1, col=place)
         figure.update_yaxes(title_text="modelled", type="log", row=1, col=place)
     figure.update_layout(title=f"{name}: modelled over measured")
-    return str(figure.to_html(full_html=True, include_plotlyjs=True))
+    return str(figure.to_html(full_html=True, include_plotlyjs="directory"))

@@ -74,6 +74,9 @@ def simulate_command(
     run: Annotated[Path | None, typer.Option(help="Keep every decision and request record here.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report with plots here.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Write every figure of the report as SVG and CSV into this folder.")
+    ] = None,
     hours: HoursOption = 1.0,
     seed: SeedOption = 0,
     lengths: LengthsOption = "conv",
@@ -115,6 +118,8 @@ def simulate_command(
         check_outputs(json=json_out, report=report)
         if run is not None:
             check_folder(run, "--run")
+        if figures is not None:
+            check_folder(figures, "--figures")
         names = tuple(name.strip() for name in policies.split(",") if name.strip())
         if any(":" in name for name in names):
             # A policy of the user's own may be a file beside where the command is called.
@@ -151,9 +156,15 @@ def simulate_command(
         if run is not None:
             write_results(run, results)
         if report is not None:
+            from wattray.report.page_file import write_page
             from wattray.report.simulation_report import report_page
 
-            write_text(report, report_page(answer, question, prices))
+            write_page(report, report_page(answer, question, prices))
+        if figures is not None:
+            from wattray.report.figure_files import write_figures
+            from wattray.report.simulation_report import report_figures
+
+            write_figures(figures, report_figures(answer, question))
 
 
 def bound_command(

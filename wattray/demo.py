@@ -209,6 +209,7 @@ def write_reports(settings: Settings, trace: Sequence[Request], played: Played, 
     """report.json and report.html in ``out``; returns the former's content. Plotting is loaded here, when everything
     that needs memory is down."""
     from wattray.report.page import Card, Section, page_of
+    from wattray.report.page_file import write_page
     from wattray.report.serving_report import (
         Baseline,
         clocks_figure,
@@ -292,7 +293,7 @@ def write_reports(settings: Settings, trace: Sequence[Request], played: Played, 
         *([] if played.training is None else [training_section(played.training)]),
         Section("Decisions", "Every action of the control plane and why it was taken.", (), table),
     ]
-    write_text(out / "report.html", page_of("wattray demo", note, cards, sections))
+    write_page(out / "report.html", page_of("wattray demo", note, cards, sections))
     report = {"serving": serving}
     if played.training is not None:
         report["training"] = played.training.report()

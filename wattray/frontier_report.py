@@ -31,6 +31,7 @@ def frontier_report(
     report: dict[str, Any] = {
         "t_min_s": frontier.t_min_s,
         "t_star_s": frontier.t_star_s,
+        "t_star_energy_j": solved.within(max(frontier.t_star_s, solved.shortest_s), refine=False).energy_j,
         "all_max_time_s": highest.time_s,
         "all_max_energy_j": highest.energy_j,
         "saved_at_t_min_ratio": 1 - shown.energy_j / highest.energy_until_j(shown.deadline_s),
@@ -55,7 +56,16 @@ def frontier_report(
     if straggler is not None:
         shown = solved.with_straggler(straggler)
         report["straggler_time_s"] = straggler * frontier.t_min_s
+        report["straggler_energy_j"] = shown.energy_j
         report["saved_ratio"] = 1 - shown.energy_j / highest.energy_until_j(shown.deadline_s)
+    # What the pictures show, and what the table says of it, are counted until one moment.
+    until_s = max(shown.deadline_s, highest.time_s)
+    report["shown"] = {
+        "until_s": until_s,
+        "deadline_s": shown.deadline_s,
+        "energy_j": shown.energy_j + solved.dag.blocking_power_w * (until_s - shown.deadline_s),
+        "all_max_energy_j": highest.energy_until_j(until_s),
+    }
     if baselines:
         report["baselines"] = _baselines(solved, highest)
     chunked = solved.spec.schedule.chunks > 1
@@ -112,7 +122,7 @@ def _baselines(solved: "SolvedJob", highest: "AllMax") -> dict[str, Any]:
     return compared
 
 
-def print_summary(report: dict[str, Any]) -> None:
+def print_summary(report: dict[str, Any], to_stderr: bool = False) -> None:
     table = Table(title="Training iteration, least energy by time", title_justify="left")
     table.add_column("")
     table.add_column("time [s]", justify="right")
@@ -132,8 +142,11 @@ def print_summary(report: dict[str, Any]) -> None:
     for plan in report.get("plans_at", []):
         row(f"by {plan['deadline_s']:g} s", plan["finish_time_s"], plan["energy_j"], plan["saved_ratio"])
     if "straggler_time_s" in report:
-        row("straggler", report["straggler_time_s"], None, report["saved_ratio"])
-    row("T*", report["t_star_s"], None, None)
-    console = Console(file=sys.stdout)
+        row("straggler", report["straggler_time_s"], report["straggler_energy_j"], report["saved_ratio"])
+    row("T*", report["t_star_s"], report["t_star_energy_j"], None)
+    shown = report["shown"]
+    if shown["until_s"] > report["all_max_time_s"] * (1 + 1e-9):
+        row("all clocks at maximum, then waiting", shown["until_s"], shown["all_max_energy_j"], None)
+    console = Console(file=sys.stderr if to_stderr else sys.stdout)
     console.print(table)
     console.print(f"{report['breakpoints']} breakpoints in {report['solve_s']:.3f} CPU s", highlight=False)

@@ -15,6 +15,14 @@ from control_plane.text_edges import number as text_number
 INSTRUCTIONS = ("forward", "backward", "recompute", "backward_input", "backward_weight")
 COLUMNS = ("stage", "instruction", "frequency", "time", "energy")
 POWER_LIMIT_COLUMN = "power_limit"
+UNITS = {
+    "time": {"time": 1.0, "time_s": 1.0, "time_ms": 1e-3, "time_us": 1e-6},
+    "energy": {"energy": 1.0, "energy_j": 1.0, "energy_mj": 1e-3, "energy_kj": 1e3},
+    "frequency": {"frequency": 1.0, "frequency_mhz": 1.0},
+    "power_limit": {"power_limit": 1.0, "power_limit_w": 1.0},
+}
+"""Names that a column may have, and what a number in it is in seconds, joules, MHz or watts. ``energy_mj`` is in
+millijoules, as NVML counts."""
 MOST_LEVEL = 100_000
 """No pipeline has as many stages, no GPU as many MHz or watts: a number above it has another unit."""
 MOST_MEASURE = 1e9
@@ -123,12 +131,14 @@ def profile_of(choices: Mapping[ComputationKey, Iterable[Choice]]) -> Profile:
 
 
 def read_profile(text: str) -> Profile:
-    """Read CSV text with the columns stage, instruction, frequency [MHz], time [s], energy [J per GPU].
+    """Read CSV text with the columns stage, instruction, frequency [MHz], time [s], energy [J per GPU]; a name may
+    carry its unit, as time_ms does (``UNITS``).
 
     A `power_limit` column [W] may stand in place of `frequency`. Of repeated rows the median counts.
     """
     lines = text.lstrip("\ufeff").splitlines(keepends=True)
     header = [name.lower() for name in csv_header(lines[:1], "row 1", StageProfileError)]
+    header, factors = _without_units(header)
     setting = POWER_LIMIT_COLUMN if POWER_LIMIT_COLUMN in header and "frequency" not in header else "frequency"
     wanted = tuple(setting if name == "frequency" else name for name in COLUMNS)
     if lines:
@@ -149,8 +159,8 @@ def read_profile(text: str) -> Profile:
             raise StageProfileError(f"row {number}, column {setting}: must be positive, got {level}")
         choice = Choice(
             freq_mhz=level if setting == "frequency" else 0,
-            time_s=_measure(fields["time"], number, "time"),
-            energy_j=_measure(fields["energy"], number, "energy"),
+            time_s=_measure(fields["time"], number, "time") * factors["time"],
+            energy_j=_measure(fields["energy"], number, "energy") * factors["energy"],
             power_limit_w=0 if setting == "frequency" else level,
         )
         if choice.time_s == 0:
@@ -161,6 +171,13 @@ def read_profile(text: str) -> Profile:
     merged = {key: _merge_repeats(tuple(choices)) for key, choices in measured.items()}
     _check_coverage(merged)
     return Profile(MappingProxyType(merged))
+
+
+def _without_units(header: list[str]) -> tuple[list[str], dict[str, float]]:
+    """The columns under their plain names, and the factor of each."""
+    plain = {written: name for name, units in UNITS.items() for written in units}
+    factors = {name: units[written] for name, units in UNITS.items() for written in header if written in units}
+    return [plain.get(written, written) for written in header], {"time": 1.0, "energy": 1.0, **factors}
 
 
 def _whole(field: str, row: int, column: str) -> int:

@@ -1,8 +1,11 @@
 """`wattray frontier` writes what it says, or nothing and why."""
 
 import ast
+import csv
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import typer
@@ -18,6 +21,8 @@ KEYS = {
     "all_max_energy_j",
     "saved_at_t_min_ratio",
     "breakpoints",
+    "shown",
+    "t_star_energy_j",
     "solve_s",
     "points",
     "plan",
@@ -48,7 +53,7 @@ def test_json_has_the_promised_keys_and_the_plan_every_computation(profile_csv: 
     done = run(*options, "--blocking-power-w", 50, "--straggler", 1.2, "--json", out, "--plot", page)
     assert done.exit_code == 0, done.output
     report = json.loads(out.read_text())
-    assert set(report) == KEYS | {"straggler_time_s", "saved_ratio"}
+    assert set(report) == KEYS | {"straggler_time_s", "straggler_energy_j", "saved_ratio"}
     assert len(report["points"]) == 25
     assert report["points"][0]["iteration_time_s"] == report["t_min_s"]
     for point in report["points"]:
@@ -56,7 +61,9 @@ def test_json_has_the_promised_keys_and_the_plan_every_computation(profile_csv: 
         assert point["energy_j"] >= point["lower_bound_j"] * (1 - 1e-9)
     assert len(report["plan"]) == 3 * 2 * 5
     assert set(report["plan"][0]) == {"stage", "instruction", "microbatch", "freq_mhz"}
-    assert "Plotly" in page.read_text()
+    assert page.stat().st_size < 1_000_000
+    assert 'src="plotly.min.js"' in page.read_text()
+    assert "Plotly" in (tmp_path / "plotly.min.js").read_text()
 
 
 def test_measured_profile_at_full_scale(tmp_path: Path) -> None:
@@ -218,3 +225,48 @@ def test_a_walk_that_takes_too_long_is_given_up_with_what_is_known(profile_csv: 
     done = run(*job_options(profile_csv), "--time-budget-s", 1e-9)
     assert done.exit_code == 2
     assert "takes longer than" in done.output
+
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "stage_profile.csv"
+
+
+def test_the_documented_commands_run_on_the_example_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (EXAMPLE.parents[1] / "frontier.md").read_text()
+    command = re.findall(r"^wattray frontier (--profile docs/examples.*)$", guide, re.MULTILINE)[0].split()
+    command = [str(EXAMPLE) if word.startswith("docs/examples") else word for word in command]
+    monkeypatch.chdir(tmp_path)
+    done = run(*command, "--plot", "f.html", "--json", "out.json", "--figures", "figures")
+    assert done.exit_code == 0, done.output
+    assert "Zeus, one clock" in done.output
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert f"{report['t_star_energy_j']:,.0f}" in done.output
+    assert report["straggler_energy_j"] == report["shown"]["energy_j"] < report["shown"]["all_max_energy_j"]
+    drawn = ElementTree.parse(tmp_path / "f.svg").getroot()
+    assert len(drawn.findall(".//{*}circle")) == 25 + 1
+    assert len(drawn.findall(".//{*}path")) == 1
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["frontier.csv", "frontier.svg", "gantt.csv", "gantt.svg"]
+    # One number for one thing: the pictures' titles say what the table and the JSON say.
+    titles = re.findall(r"([\d,]+) J until", (tmp_path / "figures" / "gantt.svg").read_text())
+    shown = report["shown"]
+    assert titles == [f"{shown['all_max_energy_j']:,.0f}", f"{shown['energy_j']:,.0f}"]
+    assert all(title in " ".join(done.output.split()) for title in titles)
+    points = list(csv.reader((tmp_path / "figures" / "frontier.csv").open()))
+    planned = [(float(x), float(y)) for series, x, y, _ in points[1:] if series == "plans with real clocks"]
+    assert planned == [(point["iteration_time_s"], point["energy_j"]) for point in report["points"]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("time_ms", "time_s", "draws 0.*, below the blocking power of 50 W: a unit is probably wrong"),
+        ("time_ms", "time_us", "above the most that its GPUs can draw, 3000 W"),
+        ("energy_j", "energy_kj", "above the most that its GPUs can draw, 3000 W"),
+    ],
+)
+def test_a_wrong_unit_is_refused(tmp_path: Path, old: str, new: str, told: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(EXAMPLE.read_text().replace(old, new))
+    done = run("--profile", path, "--stages", 4, "--microbatches", 4, "--blocking-power-w", 50)
+    assert done.exit_code == 2
+    assert re.search(told, " ".join(done.output.split())), done.output

@@ -316,7 +316,7 @@ def test_a_stage_profile_that_cannot_be_used_is_one_line(
     one_line(code, error, told)
 
 
-def test_stragglers_that_are_none_are_refused_and_units_that_look_wrong_are_told(run: Run, tmp_path: Path) -> None:
+def test_stragglers_that_are_none_and_units_that_look_wrong_are_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text(STAGES)
     for straggler in ("inf", "nan", "0.5"):
         code, _, error = frontier(run, tmp_path, "--straggler", straggler)
@@ -324,8 +324,7 @@ def test_stragglers_that_are_none_are_refused_and_units_that_look_wrong_are_told
     milli = [",".join([*row.split(",")[:3], "100", "30"]) for row in STAGES.splitlines()[1:]]
     (tmp_path / "train.csv").write_text("\n".join([STAGES.splitlines()[0], *milli]))
     code, _, error = frontier(run, tmp_path)
-    assert code == 0, error
-    assert "below the blocking power" in " ".join(error.split())
+    one_line(code, error, "below the blocking power")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """What an operator asks: today's fleet beside the sized one, a month's bill, and where the saving comes from."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -62,6 +64,15 @@ def test_todays_fleet_stands_beside_and_the_waterfall_adds_up(trace: Path) -> No
     assert "right-sizing: 8xTP4@1980 to single-pool" in told
     assert results["fleets_in_words"]["8xTP4@1980"].startswith("8 x TP4; mean clock 1980")
     assert "waterfall" in page.read_text()
+    assert page.stat().st_size < 1_000_000
+    assert (trace.parent / "plotly.min.js").stat().st_size > 1_000_000
+    names = {"waterfall", "load", "gpus", "clocks", "power", "slo", "in-flight", "energy"}
+    written = {file.name for file in (trace.parent / "figures").iterdir()}
+    assert written == {f"{name}.{ending}" for name in names for ending in ("svg", "csv")}
+    rows = list(csv.reader((trace.parent / "figures" / "waterfall.csv").open()))
+    drawn_j = [float(row[2]) * 3.6e6 for row in rows[1:]]
+    assert drawn_j == pytest.approx([*(step["energy_j"] for step in steps), steps[-1]["energy_j"]])
+    ElementTree.parse(trace.parent / "figures" / "slo.svg")
 
 
 def test_a_lower_clock_draws_less_and_a_fleet_that_is_none_is_refused(trace: Path) -> None:

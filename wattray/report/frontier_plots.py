@@ -11,18 +11,25 @@ from control_plane.training.planner import SolvedJob
 from control_plane.training.profile import Choice
 
 
-def frontier_page(solved: SolvedJob, report: dict[str, Any], straggler: float | None = None) -> str:
-    """Frontier plot, then the iteration at all-max clocks and with the plan for T_min or the straggler."""
-    dag = solved.dag
-    deadline_s = solved.frontier.t_min_s * (straggler or 1.0)
-    before = simulate_iteration(dag, [dag.computation(op).all_max for op in range(len(dag))], deadline_s)
-    plan = simulate_iteration(dag, _choices(solved, deadline_s), deadline_s)
-    frontier_html = frontier_figure(solved, report).to_html(full_html=False, include_plotlyjs=True)
-    gantt_html = gantt_figure(before, plan).to_html(full_html=False, include_plotlyjs=False)
+def frontier_page(solved: SolvedJob, report: dict[str, Any]) -> str:
+    """Frontier plot, then the iteration at all-max clocks and with the plan that the report shows."""
+    figures = list(frontier_figures(solved, report).values())
+    plots = [
+        figure.to_html(full_html=False, include_plotlyjs=False if at else "directory")
+        for at, figure in enumerate(figures)
+    ]
     return (
         "<!doctype html><html><head><meta charset='utf-8'><title>wattray frontier</title></head>"
-        f"<body style='font-family:sans-serif;margin:2em'>{frontier_html}{gantt_html}</body></html>\n"
+        f"<body style='font-family:sans-serif;margin:2em'>{''.join(plots)}</body></html>\n"
     )
+
+
+def frontier_figures(solved: SolvedJob, report: dict[str, Any]) -> dict[str, go.Figure]:
+    """The frontier, and both iterations until the moment that the report's ``shown`` counts to."""
+    dag, until_s = solved.dag, report["shown"]["until_s"]
+    before = simulate_iteration(dag, [dag.computation(op).all_max for op in range(len(dag))], until_s)
+    plan = simulate_iteration(dag, report_choices(solved, report), until_s)
+    return {"frontier": frontier_figure(solved, report), "gantt": gantt_figure(before, plan, until_s)}
 
 
 def frontier_figure(solved: SolvedJob, report: dict[str, Any]) -> go.Figure:
@@ -61,10 +68,10 @@ def frontier_figure(solved: SolvedJob, report: dict[str, Any]) -> go.Figure:
     return figure
 
 
-def gantt_figure(before: IterationTimeline, after: IterationTimeline) -> go.Figure:
+def gantt_figure(before: IterationTimeline, after: IterationTimeline, until_s: float) -> go.Figure:
     """Both timelines on one time axis; colour is the clock, gaps are waiting at blocking power."""
     titles = [
-        f"{name}: {timeline.finish_time_s:.2f} s, {timeline.energy_j:,.0f} J, "
+        f"{name}: {timeline.finish_time_s:.2f} s, {timeline.energy_j:,.0f} J until {until_s:.2f} s, "
         f"{timeline.blocking_j / timeline.energy_j:.0%} of it waiting"
         for name, timeline in (("All clocks at maximum", before), ("With the plan", after))
     ]
@@ -105,5 +112,6 @@ def _level(choice: Choice) -> int:
     return choice.freq_mhz or choice.power_limit_w
 
 
-def _choices(solved: SolvedJob, deadline_s: float) -> Sequence[Choice]:
-    return solved.within(max(deadline_s, solved.shortest_s)).choices
+def report_choices(solved: SolvedJob, report: dict[str, Any]) -> Sequence[Choice]:
+    """The choices of the plan that the report shows."""
+    return solved.within(max(report["shown"]["deadline_s"], solved.shortest_s)).choices

@@ -1,4 +1,4 @@
-"""A self-contained HTML page: a scoreboard, plots (plotly's script inside), tables."""
+"""An HTML page: a scoreboard, plots and tables; `page_file` writes it, and plotly's script beside it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ def page_of(title: str, note: str, cards: Sequence[Card], sections: Sequence[Sec
     """The page's HTML."""
     board = "".join(f"<div class=card><b>{escape(c.value)}</b><span>{escape(c.label)}</span></div>" for c in cards)
     body = [f"<h1>{escape(title)}</h1><p class=note>{escape(note)}</p><div class=score>{board}</div>"]
-    script: bool = True
+    script: str | bool = "directory"
     for section in sections:
         body.append(f"<h2>{escape(section.title)}</h2><p class=note>{escape(section.note)}</p><div class=plots>")
         for figure in section.figures:

@@ -21,7 +21,7 @@ MEASURES: Sequence[Measure] = (
 
 def profile_page(profile: MachineProfile, rows: Sequence[CurveRow], table: Sequence[TableRow]) -> str:
     """One page that needs nothing else: curves by clock with a menu of types, and Table I where it applies."""
-    parts = [curve_figure(profile, rows).to_html(full_html=False, include_plotlyjs=True)]
+    parts = [curve_figure(profile, rows).to_html(full_html=False, include_plotlyjs="directory")]
     if table and profile.energy_table is not None:
         parts.append(table_figure(profile).to_html(full_html=False, include_plotlyjs=False))
     title = f"<title>{escape(profile.name)}</title>"

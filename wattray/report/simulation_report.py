@@ -1,7 +1,9 @@
 """Policies side by side as one HTML page: load, GPUs, clocks, power and SLO over time."""
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from html import escape
+from importlib.metadata import version
 
 import numpy as np
 import plotly.graph_objects as go
@@ -24,35 +26,30 @@ Floats = NDArray[np.float64]
 def report_page(answer: Answer, question: Question, prices: Prices) -> str:
     """One HTML page, readable without a network."""
     trace = question.trace
-    edges = curve_edges_s(trace)
-    hours = (edges[1:] + edges[:-1]) / 7200
     baseline_j = answer.scores[SINGLE_POOL].energy_j
     cards = [_card(answer, name) for name in answer.scores if name not in (SINGLE_POOL, answer.today)]
     cards.append(Card(f"{baseline_j / 3.6e6:,.2f} kWh", f"{SINGLE_POOL}: {answer.baseline_replicas} replicas"))
     cards.append(Card(f"{1 - answer.bound.energy_j / baseline_j:.1%}", "saved at most by any policy (bound)"))
+    figures = report_figures(answer, question)
     over_time = Section(
         "Over time",
         "Load and SLO by time of arrival; GPUs, clocks and power as sampled.",
-        [
-            _load_figure(hours, edges, question),
-            _sampled("GPUs held", answer, lambda sample: float(sample.gpus)),
-            _sampled("Mean clock of held GPUs, MHz", answer, lambda sample: sample.mean_freq_mhz),
-            _sampled("Power, kW", answer, lambda sample: sample.power_w / 1000),
-            _slo_figure(hours, answer, question.attainment),
-            _sampled("Requests in flight", answer, lambda sample: float(sample.in_flight)),
-        ],
+        [figures[name] for name in ("load", "gpus", "clocks", "power", "slo", "in-flight")],
     )
     steps = levels(answer, question)
-    saving = Section("Where the saving comes from", "; ".join(waterfall_told(steps)) + ".", [_waterfall_figure(steps)])
+    saving = Section("Where the saving comes from", "; ".join(waterfall_told(steps)) + ".", [figures["waterfall"]])
     month = Section(
         "A month",
         "30 days like this trace, simulated; peak: highest mean of 15 minutes.",
         html=_month_html(answer, prices),
     )
-    side_by_side = Section("Policies side by side", "Energy, and the bound.", [_energy_figure(answer)])
+    side_by_side = Section("Policies side by side", "Energy, and the bound.", [figures["energy"]])
     by_class = Section("By request type", "Times in ms, energy in joules.", html=_class_table(answer))
     title = f"{len(trace):,} requests in {trace.duration_s / 3600:.2f} h on {question.profile.name}"
-    note = f"GPUs that nobody holds: {question.idle.value}. {limits_in_words(question.slo, question.attainment)}."
+    made = f"wattray {version('wattray')}, {datetime.now(UTC):%Y-%m-%d}."
+    note = (
+        f"GPUs that nobody holds: {question.idle.value}. {limits_in_words(question.slo, question.attainment)}. {made}"
+    )
     return page_of(f"Simulation: {title}", note, cards, [saving, month, over_time, side_by_side, by_class])
 
 
@@ -63,6 +60,22 @@ def _card(answer: Answer, name: str) -> Card:
     if not answer.holds(name):
         return Card("SLO missed", f"by {what}: {held}, {answer.attainment:.2%} were asked for")
     return Card(f"{answer.saved_ratio(name):.1%}", f"energy saved by {what}; {held}")
+
+
+def report_figures(answer: Answer, question: Question) -> dict[str, go.Figure]:
+    """Every figure of the report by name."""
+    edges = curve_edges_s(question.trace)
+    hours = (edges[1:] + edges[:-1]) / 7200
+    return {
+        "waterfall": _waterfall_figure(levels(answer, question)),
+        "load": _load_figure(hours, edges, question),
+        "gpus": _sampled("GPUs held", answer, lambda sample: float(sample.gpus)),
+        "clocks": _sampled("Mean clock of held GPUs, MHz", answer, lambda sample: sample.mean_freq_mhz),
+        "power": _sampled("Power, kW", answer, lambda sample: sample.power_w / 1000),
+        "slo": _slo_figure(hours, answer, question.attainment),
+        "in-flight": _sampled("Requests in flight", answer, lambda sample: float(sample.in_flight)),
+        "energy": _energy_figure(answer),
+    }
 
 
 def _load_figure(hours: Floats, edges: Floats, question: Question) -> go.Figure:
