@@ -39,19 +39,9 @@ def simulated(trace: Path, *words: object) -> tuple[dict[str, Any], str]:
 
 def test_todays_fleet_stands_beside_and_the_waterfall_adds_up(trace: Path) -> None:
     page = trace.parent / "page.html"
-    words = (
-        "--baseline",
-        "8xTP4@1980",
-        "--tariff",
-        "0.12",
-        "--carbon",
-        400,
-        "--slo",
-        "ttft=2,tbt=0.2",
-        "--report",
-        page,
-    )
-    results, told = simulated(trace, *words)
+    words = ("--baseline", "8xTP4@1980", "--tariff", "0.12", "--carbon", 400, "--slo", "ttft=2,tbt=0.2")
+    files = ("--report", page, "--figures", trace.parent / "figures")
+    results, told = simulated(trace, *words, *files)
     policies, steps = results["policies"], results["waterfall"]
     assert [step["policy"] for step in steps] == ["8xTP4@1980", "single-pool", "wattray"]
     assert [step["energy_j"] for step in steps] == [policies[step["policy"]]["energy_j"] for step in steps]
