@@ -51,7 +51,7 @@ def test_todays_fleet_stands_beside_and_the_waterfall_adds_up(trace: Path) -> No
     assert month["co2_kg"] == pytest.approx(month["energy_kwh"] * 0.4)
     assert results["limits"]["ttft_long_s"] == 2.0
     assert "SLO: TTFT 2 / 2 / 2 s" in told
-    assert "right-sizing: 8xTP4@1980 to single-pool" in told
+    assert "right-sizing: 8xTP4@1980 to single-pool saves" in told
     assert results["fleets_in_words"]["8xTP4@1980"].startswith("8 x TP4; mean clock 1980")
     assert "waterfall" in page.read_text()
     assert page.stat().st_size < 1_000_000
