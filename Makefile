@@ -13,7 +13,7 @@ help:
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e '.[train,dev]'
 	@touch $@
 
 demo: setup

@@ -10,6 +10,7 @@ import typer
 
 from actors.ray_address import answers, running_ray
 from train_jobs.job import Job, JobError, NoPlannerError, parse_job, read_job
+from train_jobs.torch_there import check_torch
 
 
 def train(
@@ -21,6 +22,7 @@ def train(
     run_out: Annotated[Path | None, typer.Option("--run", help="Write the whole run here, for plots.")] = None,
 ) -> None:
     """Train a pipeline-parallel model on Ray Train under a Perseus plan."""
+    check_torch("training")
     overrides = {key: value for key, value in (("name", name), ("iterations", iterations)) if value is not None}
     job = read_job(config) if config is not None else Job()
     if overrides:

@@ -21,10 +21,28 @@ from wattray.faults import faults_explained
 app = typer.Typer(
     help="Energy control plane for GPU clusters that run Ray.",
     no_args_is_help=True,
-    add_completion=False,
     cls=LazyGroup,
 )
 console = Console(stderr=True)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"wattray {version('wattray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Energy control plane for GPU clusters that run Ray."""
+    del version
+
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
@@ -189,6 +207,7 @@ def demo(
     metrics_port: MetricsPortOption = 8090,
 ) -> None:
     """Put the control plane before real HTTP traffic on a simulated GPU node, and show what it saved."""
+    from train_jobs.torch_there import check_torch
     from wattray import demo as demo_module
     from wattray.demo_screen import DemoScreen
     from wattray.ray_head import Ports
@@ -197,6 +216,8 @@ def demo(
     overrides = with_port(read_config(config), port)
     if training and isinstance(overrides.get("training", {}), dict):
         overrides["training"] = {"gpus": 2, **overrides.get("training", {})}
+    if training:
+        check_torch("the demo's training job", "; or leave it out with --no-training")
     settings = demo_module.demo_settings(overrides, str(config or "settings"))
     wanted = None
     if trace:

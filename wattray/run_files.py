@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from control_plane.domain import REQUEST_TYPES
-from control_plane.simulation.outcome import Simulated
+from control_plane.simulation.outcome import Sample, Simulated
 from control_plane.simulation.trace_reader import Origin
 from wattray.output_files import json_text, write_text
 
@@ -25,13 +25,18 @@ def write_results(folder: Path, results: dict[str, Any]) -> None:
 
 
 def write_policy_run(folder: Path, origin: Origin | None, name: str, outcome: Simulated) -> None:
-    """``NAME-decisions.jsonl`` and ``NAME-requests.parquet`` (``.csv`` where pyarrow is not installed). A policy
-    of the user's own, ``module:Class``, has ``module.Class`` in the names of its files."""
+    """``NAME-decisions.jsonl``, the cluster over time in ``NAME-samples.csv``, and ``NAME-requests.parquet`` (``.csv``
+    where pyarrow is not installed). A policy of the user's own, ``module:Class``, has ``module.Class`` in the names of
+    its files."""
     name = name.replace(":", ".")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}-decisions.jsonl").open("w") as lines:
         for at_s, action in outcome.decisions:
             lines.write(json.dumps({"at_s": at_s, "action": type(action).__name__, **asdict(action)}) + "\n")
+    with (folder / f"{name}-samples.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow([field.name for field in fields(Sample)])
+        rows.writerows(astuple(sample) for sample in outcome.samples)
     if find_spec("pyarrow") is not None:
         _write_parquet(folder / f"{name}-requests.parquet", outcome, origin)
     else:

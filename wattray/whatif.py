@@ -125,10 +125,13 @@ def month_table(answer: Answer, question: Question, prices: Prices) -> Table:
 
 
 def waterfall_told(steps: list[Level]) -> list[str]:
-    """A line per step, such as "right-sizing: 8xTP4 -> single-pool saves 42.0 %"."""
+    """A line per step, such as "right-sizing: 8xTP4 to single-pool saves 42.0% of the energy of 8xTP4"."""
     told = []
     for before, after in pairwise(steps):
         share = (before.energy_j - after.energy_j) / steps[0].energy_j if steps[0].energy_j > 0 else 0.0
         missed = "" if after.holds else f"; {after.policy} misses the SLO, so this is no saving at equal service"
-        told.append(f"{after.why}: {before.policy} to {after.policy}, {share:.1%} of {steps[0].policy}{missed}")
+        change = f"saves {share:.1%}" if share >= 0 else f"costs {-share:.1%}"
+        told.append(
+            f"{after.why}: {before.policy} to {after.policy} {change} of the energy of {steps[0].policy}{missed}"
+        )
     return told

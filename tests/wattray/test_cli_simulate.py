@@ -55,6 +55,8 @@ def test_a_gzipped_trace_gives_json_report_and_records(trace: Path, tmp_path: Pa
         assert spent_j == pytest.approx(results["policies"][name]["energy_j"])
         assert (run / f"{name}-decisions.jsonl").exists()
         assert list(run.glob(f"{name}-requests.*"))
+        last = (run / f"{name}-samples.csv").read_text().splitlines()[-1].split(",")
+        assert float(last[2]) == pytest.approx(results["policies"][name]["energy_j"])
     assert set(results["simulator"]) >= {"requests", "cpu_s", "policy_cpu_s", "requests_per_cpu_s"}
     assert results["simulator"]["requests"] == 120
     assert 0 < results["bound_energy_j"] <= results["policies"]["single-pool"]["energy_j"]

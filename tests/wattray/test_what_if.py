@@ -39,19 +39,9 @@ def simulated(trace: Path, *words: object) -> tuple[dict[str, Any], str]:
 
 def test_todays_fleet_stands_beside_and_the_waterfall_adds_up(trace: Path) -> None:
     page = trace.parent / "page.html"
-    words = (
-        "--baseline",
-        "8xTP4@1980",
-        "--tariff",
-        "0.12",
-        "--carbon",
-        400,
-        "--slo",
-        "ttft=2,tbt=0.2",
-        "--report",
-        page,
-    )
-    results, told = simulated(trace, *words)
+    words = ("--baseline", "8xTP4@1980", "--tariff", "0.12", "--carbon", 400, "--slo", "ttft=2,tbt=0.2")
+    files = ("--report", page, "--figures", trace.parent / "figures")
+    results, told = simulated(trace, *words, *files)
     policies, steps = results["policies"], results["waterfall"]
     assert [step["policy"] for step in steps] == ["8xTP4@1980", "single-pool", "wattray"]
     assert [step["energy_j"] for step in steps] == [policies[step["policy"]]["energy_j"] for step in steps]
@@ -61,7 +51,7 @@ def test_todays_fleet_stands_beside_and_the_waterfall_adds_up(trace: Path) -> No
     assert month["co2_kg"] == pytest.approx(month["energy_kwh"] * 0.4)
     assert results["limits"]["ttft_long_s"] == 2.0
     assert "SLO: TTFT 2 / 2 / 2 s" in told
-    assert "right-sizing: 8xTP4@1980 to single-pool" in told
+    assert "right-sizing: 8xTP4@1980 to single-pool saves" in told
     assert results["fleets_in_words"]["8xTP4@1980"].startswith("8 x TP4; mean clock 1980")
     assert "waterfall" in page.read_text()
     assert page.stat().st_size < 1_000_000
