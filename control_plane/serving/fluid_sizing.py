@@ -83,6 +83,8 @@ def dispersion(at_s: Floats, work: Floats, bin_s: float = 30.0, block_s: float =
     inside = (at_s > start_s) & (ages < blocks * bins)
     sums = np.bincount(ages[inside], work[inside], minlength=blocks * bins).reshape(blocks, bins)
     sums = sums[sums.sum(axis=1) > 0]
+    if not len(sums):
+        return 1.0
     of_one = float(np.mean(work * work) / np.mean(work))
     means = sums.mean(axis=1)
     return float(np.mean(sums.var(axis=1) / (means * of_one)))

@@ -82,3 +82,7 @@ def test_the_peak_is_the_busiest_bin() -> None:
     at_s, work = np.array([0.0, 29.0, 31.0, 32.0]), np.array([300.0, 300.0, 900.0, 600.0])
     assert peak_rate(at_s, work, 30.0) == 50.0
     assert peak_rate(np.empty(0), np.empty(0), 30.0) == 0.0
+
+
+def test_two_requests_far_apart_are_no_burst() -> None:
+    assert dispersion(np.array([0.0, 600.0]), np.array([100.0, 100.0])) == 1.0
