@@ -56,7 +56,9 @@ def router_of(installation: Installation) -> Any:
     by_app = speeds(policy, profile)
     directory, counts = ReplicaDirectory(by_app), Counts()
     dispatcher = Dispatcher(RouterHost(policy), directory, ServeCalls(by_app), counts, no_replica_wait_s=90.0)
-    return make_api(Desk(Admission.of(settings, profile), dispatcher, directory, counts, 1_000_000))
+    return make_api(
+        Desk(Admission.of(settings, profile), dispatcher, directory, counts, 1_000_000, settings.serve.engine)
+    )
 
 
 def generated(prompt: str) -> str:

@@ -112,7 +112,7 @@ def test_records_written_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch,
     for name, column in whole.items():
         assert np.array_equal(np.concatenate([block[name] for block in blocks]), column)
     monkeypatch.setattr(run_files, "find_spec", lambda _name: None)
-    run_files.write_policy_run(tmp_path, "p", outcome)
+    run_files.write_policy_run(tmp_path, None, "p", outcome)
     assert len((tmp_path / "p-requests.csv").read_text().splitlines()) == len(trace) + 1
 
 
