@@ -1,8 +1,8 @@
 """An allocation problem from an energy profile: the power curves of every pool alone and of neighbours merged.
 
 The curves are the profile's closed forms (``hardware.steady_state``) at ``KNOTS`` shares of the largest load that holds
-the SLO, straight in between; at the default profile that is within 1 % of the closed form where a replica is loaded to
-a tenth or more. Where the closed form falls with the load by a little, the curve stays at its highest value so far.
+the SLO, straight in between; on the default profile the tests hold what is allocated to within 3 % of the closed form.
+Where the closed form falls with the load by a little, the curve stays at its highest value so far.
 """
 
 from collections.abc import Sequence
