@@ -12,7 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from control_plane.text_edges import parse_json
 from wattray.faults import faults_explained
 from wattray.frontier_report import frontier_report, print_summary
-from wattray.output_files import STDOUT, check_folder, check_outputs, json_text, write_text
+from wattray.output_files import STDOUT, check_folder, check_outputs, json_text, write_bytes, write_text
 from wattray.stage_profiles import read_profile_file, read_text
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def frontier_command(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write frontier and Gantt pictures here as one HTML file.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Write the frontier's picture here as SVG.")] = None,
-    figures: Annotated[Path | None, typer.Option(help="Write every picture as SVG and CSV into this folder.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Write every picture (SVG, PDF, CSV) into this folder.")] = None,
 ) -> None:
     """Trace the time–energy frontier of one training iteration and plan its clocks."""
     console = Console(stderr=True)
@@ -123,12 +123,12 @@ def frontier_command(
 
             write_page(plot, page)
         if svg is not None or figures is not None:
-            from wattray.report.figure_files import figure_svg, write_figures
+            from wattray.report.figure_files import figure_picture, write_figures
             from wattray.report.frontier_plots import frontier_figures
 
             drawn = frontier_figures(solved, report)
             if svg is not None:
-                write_text(svg, figure_svg(drawn["frontier"]))
+                write_bytes(svg, figure_picture(drawn["frontier"], "svg"))
             if figures is not None:
                 write_figures(figures, drawn)
     print_summary(report, to_stderr=json_out == STDOUT)

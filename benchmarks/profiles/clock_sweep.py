@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
@@ -102,46 +103,24 @@ def errors(cells: Sequence[Cell], products: float, clocked: float) -> tuple[floa
     return float(np.concatenate(rate).mean()), float(np.concatenate(power).mean())
 
 
-def drawing(cells: Mapping[tuple[str, int], Cell], constants: Mapping[str, tuple[float, float]]) -> str:
+def drawing(cells: Mapping[tuple[str, int], Cell], constants: Mapping[str, tuple[float, float]]) -> Figure:
     """Both shapes over the clock, measured as dots and modelled as lines, relative to the highest clock measured."""
-    width, height, left, top = 420, 260, 50, 30
-    colours = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
-    parts = [
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {2 * width + 40} {height + 130}' "
-        "font-family='sans-serif' font-size='11'>",
-        "<rect width='100%' height='100%' fill='white'/>",
-    ]
-    for panel, title in enumerate(("tokens a second", "power")):
-        x0 = panel * (width + 20) + left
-
-        def x(mhz: float, start: float = x0) -> float:
-            return start + (mhz - 1000) / 1850 * (width - left - 10)
-
-        def y(share: float) -> float:
-            return top + (1.08 - share) / 0.68 * height
-
-        parts.append(f"<text x='{x0}' y='{top - 12}' font-size='13'>{title}, relative to the highest clock</text>")
-        for share in (0.4, 0.6, 0.8, 1.0):
-            parts.append(f"<line x1='{x0}' x2='{x(2850)}' y1='{y(share)}' y2='{y(share)}' stroke='#ddd'/>")
-            parts.append(f"<text x='{x0 - 28}' y='{y(share) + 4}'>{share:.1f}</text>")
-        for mhz in (1000, 1500, 2000, 2500):
-            parts.append(f"<text x='{x(mhz) - 12}' y='{top + height + 16}'>{mhz}</text>")
-        for colour, ((model, streams), cell) in zip(colours, cells.items(), strict=True):
-            measured = cell[1 + panel]
+    figure = Figure(figsize=(8.8, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, (ax, title) in enumerate(zip(panels, ("tokens a second", "power"), strict=True)):
+        ax.set_title(f"{title}, relative to the highest clock", loc="left", fontsize="medium")
+        ax.set_xlabel("SM clock [MHz]")
+        ax.grid(axis="y")
+        for at, ((model, streams), cell) in enumerate(cells.items()):
             lines = modelled(cell, *constants[model])[panel]
-            base = lines[-1]
-            dots = zip(cell[0].tolist(), (measured / base).tolist(), strict=True)
-            parts += [f"<circle cx='{x(mhz):.1f}' cy='{y(value):.1f}' r='3.5' fill='{colour}'/>" for mhz, value in dots]
-            path = " ".join(f"{x(mhz):.1f},{y(value):.1f}" for mhz, value in zip(cell[0], lines / base, strict=True))
-            parts.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='1.5'/>")
-            number = list(cells).index((model, streams))
-            if panel == 0:
-                label = f"{model}, {streams} stream{'s' if streams > 1 else ''}"
-                line_y = top + height + 36 + 15 * number
-                parts.append(f"<circle cx='{left}' cy='{line_y - 4}' r='3.5' fill='{colour}'/>")
-                parts.append(f"<text x='{left + 10}' y='{line_y}'>{label}</text>")
-    parts.append(f"<text x='{width + left}' y='{top + height + 36}'>dots: measured; lines: the model; MHz</text>")
-    return "\n".join([*parts, "</svg>"]) + "\n"
+            label = f"{model}, {streams} stream{'s' if streams > 1 else ''}"
+            ax.plot(cell[0], cell[1 + panel] / lines[-1], "o", markersize=4, color=f"C{at}", label=label)
+            ax.plot(cell[0], lines / lines[-1], color=f"C{at}")
+    panels[0].set_ylim(bottom=0.0)
+    handles, labels = panels[0].get_legend_handles_labels()
+    title = "dots: measured; lines: the model"
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, title=title)
+    return figure
 
 
 def main() -> None:
@@ -166,7 +145,7 @@ def main() -> None:
     print(f"all 28 cells: throughput {np.mean([one[0] for one in everything]):.1%}, ", end="")
     print(f"power {np.mean([one[1] for one in everything]):.1%} off in the mean")
     if arguments.svg:
-        arguments.svg.write_text(drawing(cells, constants))
+        drawing(cells, constants).savefig(arguments.svg)
 
 
 if __name__ == "__main__":

@@ -242,10 +242,16 @@ def test_the_documented_commands_run_on_the_example_that_ships(tmp_path: Path, m
     assert f"{report['t_star_energy_j']:,.0f}" in done.output
     assert report["straggler_energy_j"] == report["shown"]["energy_j"] < report["shown"]["all_max_energy_j"]
     drawn = ElementTree.parse(tmp_path / "f.svg").getroot()
-    assert len(drawn.findall(".//{*}circle")) == 25 + 1
-    assert len(drawn.findall(".//{*}path")) == 1
+    series = {group.get("id"): group for group in drawn.findall(".//{*}g")}
+    assert len(series["plans with real clocks"].findall(".//{*}use")) == 25
+    assert len(series["all clocks at maximum"].findall(".//{*}use")) == 1
+    [bound] = [name for name in series if name is not None and name.startswith("lower bound")]
+    assert len(series[bound].findall(".//{*}path")) == 1
+    words = {"".join(text.itertext()).strip() for text in drawn.findall(".//{*}text")}
+    assert {"T_min", "T*", "straggler", "iteration time [s]", "energy of all stages [J]"} <= words
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert names == ["frontier.csv", "frontier.svg", "gantt.csv", "gantt.svg"]
+    assert names == [f"{name}.{ending}" for name in ("frontier", "gantt") for ending in ("csv", "pdf", "svg")]
+    assert (tmp_path / "figures" / "gantt.pdf").read_bytes().startswith(b"%PDF-")
     # One number for one thing: the pictures' titles say what the table and the JSON say.
     titles = re.findall(r"([\d,]+) J until", (tmp_path / "figures" / "gantt.svg").read_text())
     shown = report["shown"]

@@ -58,7 +58,7 @@ def test_todays_fleet_stands_beside_and_the_waterfall_adds_up(trace: Path) -> No
     assert (trace.parent / "plotly.min.js").stat().st_size > 1_000_000
     names = {"waterfall", "load", "gpus", "clocks", "power", "slo", "in-flight", "energy"}
     written = {file.name for file in (trace.parent / "figures").iterdir()}
-    assert written == {f"{name}.{ending}" for name in names for ending in ("svg", "csv")}
+    assert written == {f"{name}.{ending}" for name in names for ending in ("svg", "pdf", "csv")}
     rows = list(csv.reader((trace.parent / "figures" / "waterfall.csv").open()))
     drawn_j = [float(row[2]) * 3.6e6 for row in rows[1:]]
     assert drawn_j == pytest.approx([*(step["energy_j"] for step in steps), steps[-1]["energy_j"]])

@@ -69,7 +69,8 @@ def frontier_figure(solved: SolvedJob, report: dict[str, Any]) -> go.Figure:
 
 
 def gantt_figure(before: IterationTimeline, after: IterationTimeline, until_s: float) -> go.Figure:
-    """Both timelines on one time axis; colour is the clock, gaps are waiting at blocking power."""
+    """Both timelines on one time axis; colour is the clock, hatched is what is no forward computation, gaps
+    are waiting at blocking power."""
     titles = [
         f"{name}: {timeline.finish_time_s:.2f} s, {timeline.energy_j:,.0f} J until {until_s:.2f} s, "
         f"{timeline.blocking_j / timeline.energy_j:.0%} of it waiting"
@@ -78,6 +79,7 @@ def gantt_figure(before: IterationTimeline, after: IterationTimeline, until_s: f
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, subplot_titles=titles)
     settings = [_level(s.choice) for t in (before, after) for stage in t.stages for s in stage.spans]
     bounds = {"cmin": min(settings), "cmax": max(settings)}
+    unit = "MHz" if all(s.choice.freq_mhz for t in (before, after) for stage in t.stages for s in stage.spans) else "W"
     for row, timeline in ((1, before), (2, after)):
         spans = [(stage, span) for stage, line in enumerate(timeline.stages) for span in line.spans]
         figure.add_bar(
@@ -89,8 +91,13 @@ def gantt_figure(before: IterationTimeline, after: IterationTimeline, until_s: f
                 "color": [_level(span.choice) for _, span in spans],
                 "colorscale": "Viridis",
                 "showscale": row == 1,
-                "colorbar": {"title": "MHz or W"},
+                "colorbar": {"title": unit},
                 "line": {"width": 0.4, "color": "white"},
+                "pattern": {
+                    "shape": ["" if span.task.instruction == "forward" else "/" for _, span in spans],
+                    "fgcolor": "white",
+                    "fillmode": "overlay",
+                },
                 **bounds,
             },
             hovertext=[
@@ -104,7 +111,7 @@ def gantt_figure(before: IterationTimeline, after: IterationTimeline, until_s: f
         )
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title_text="time [s]", row=2, col=1)
-    figure.update_layout(title="One iteration, before and after", height=760, bargap=0.15)
+    figure.update_layout(title="One iteration, before and after (hatched: all but forward)", height=760, bargap=0.15)
     return figure
 
 

@@ -95,6 +95,7 @@ def _sampled(title: str, answer: Answer, value: Callable[[Sample], float]) -> go
     for name, curve in answer.curves.items():
         samples = curve.samples[1 :: max(1, len(curve.samples) // 1500)]
         figure.add_scatter(x=[s.at_s / 3600 for s in samples], y=[value(s) for s in samples], name=name)
+    figure.update_yaxes(rangemode="tozero")
     return figure
 
 
