@@ -12,7 +12,7 @@ from rich.table import Table
 
 from control_plane.domain import IdleGpus
 from wattray.faults import faults_explained
-from wattray.output_files import check_outputs, json_text, write_text
+from wattray.output_files import STDOUT, check_outputs, json_text, write_text
 
 if TYPE_CHECKING:
     from control_plane.hardware.machine_profile import MachineProfile
@@ -54,7 +54,7 @@ def allocate_command(
             "curves_s": curves_s,
             "solve_s": time.perf_counter() - start_s - curves_s,
         }
-        Console(width=max(100, Console().width)).print(_table(report))
+        Console(width=max(100, Console().width), stderr=json_out == STDOUT).print(_table(report))
         for line in _shortfalls(found, gpus):
             Console(stderr=True).print(line, markup=False)
         if json_out is not None:

@@ -2,16 +2,33 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
+from wattray.cli_simulate import (
+    ColumnsOption,
+    FormatOption,
+    SkipBadOption,
+    SloOption,
+    SortOption,
+    TraceOption,
+    UnitOption,
+    left_out_told,
+)
 from wattray.errors import WattrayError
 from wattray.faults import faults_explained
+from wattray.output_files import STDOUT, check_outputs, json_text, write_text
+
+if TYPE_CHECKING:
+    from wattray.load_generator import Progress
 
 LOOK_AGAIN_S = 1.0
 METER_WAIT_S = 20.0
@@ -19,17 +36,18 @@ METER_WAIT_S = 20.0
 
 
 def replay_command(
-    trace: Annotated[str, typer.Option("--trace", help="A file, or synthetic:conv or synthetic:code.")],
+    trace: TraceOption,
     url: Annotated[str, typer.Option("--url", help="The endpoint, such as http://127.0.0.1:8000.")],
     speed: Annotated[float, typer.Option(help="This many times as fast as in the trace.")] = 1.0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many requests.")] = None,
     start: Annotated[float, typer.Option(min=0.0, help="Where in the trace to begin, in seconds.")] = 0.0,
-    trace_format: Annotated[
-        str | None, typer.Option("--trace-format", help="Guessed from the file by default.")
-    ] = None,
-    time_unit: Annotated[str | None, typer.Option("--time-unit", help="Of a mooncake trace's times.")] = None,
+    trace_format: FormatOption = None,
+    columns: ColumnsOption = None,
+    sort: SortOption = False,
+    skip_bad: SkipBadOption = False,
+    time_unit: UnitOption = None,
     model: Annotated[str | None, typer.Option(help="Default: the first that the endpoint lists.")] = None,
-    slo: Annotated[str | None, typer.Option("--slo", help="Limits in seconds, such as ttft=1.0,tbt=0.06.")] = None,
+    slo: SloOption = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the API key.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Who pays: sent as x-wattray-tenant.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
@@ -39,10 +57,9 @@ def replay_command(
 
     from control_plane.hardware.profiles import DEFAULT_PROFILE
     from wattray.load_generator import replay
-    from wattray.output_files import check_outputs, json_text, write_text
     from wattray.replay_results import replay_results
     from wattray.simulation_results import named_profile, settings_for
-    from wattray.trace_files import TraceRequest, load_trace
+    from wattray.trace_files import read_requests, trace_request
 
     console = Console(stderr=True)
     with faults_explained():
@@ -50,7 +67,12 @@ def replay_command(
         if not 0 < speed <= 1000:
             raise WattrayError(f"--speed {speed:g} must be above 0 and at most 1000")
         limits = settings_for(named_profile(DEFAULT_PROFILE), slo).slo.slo()
-        loaded = load_trace(TraceRequest(trace, trace_format, time_unit=time_unit)).requests()
+        read, left_out = read_requests(
+            trace_request(trace, trace_format, time_unit=time_unit, columns=columns, sort=sort, skip_bad=skip_bad)
+        )
+        for line in left_out_told(left_out):
+            console.print(line, markup=False, soft_wrap=True)
+        loaded = read.trace.requests()
         requests = [request for request in loaded if request.arrival_s >= start][:limit]
         if not requests:
             raise WattrayError(
@@ -66,16 +88,16 @@ def replay_command(
         after_j = meter() if before_j is not None else None
         metered_j = after_j - before_j if after_j is not None and before_j is not None else None
         results = replay_results(sent, limits, metered_j)
-    table = Table(title=f"{len(sent)} requests over {requests[-1].arrival_s:.0f} s", title_justify="left")
-    table.add_column("measured by the client")
-    table.add_column("", justify="right")
-    for name, text in _shown(results):
-        table.add_row(name, text)
-    Console().print(table)
-    for error in results["errors"]:
-        console.print(error, markup=False)
-    if json_out is not None:
-        write_text(json_out, json_text(results))
+        table = Table(title=f"{len(sent)} requests over {requests[-1].arrival_s:.0f} s", title_justify="left")
+        table.add_column("measured by the client")
+        table.add_column("", justify="right")
+        for name, text in _shown(results):
+            table.add_row(name, text)
+        Console(stderr=json_out == STDOUT).print(table)
+        for error in results["errors"]:
+            console.print(error, markup=False)
+        if json_out is not None:
+            write_text(json_out, json_text(results))
     if results["failed"]:
         raise typer.Exit(1)
 
@@ -137,33 +159,23 @@ def _meter_of(url: str) -> Callable[[], float | None]:
     return read
 
 
-def _bar(console: Console, total: int) -> Any:
-    from contextlib import contextmanager
+@contextmanager
+def _bar(console: Console, total: int) -> "Iterator[Callable[[Progress], None]]":
+    columns = (
+        TextColumn("replay"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Bars(*columns, console=console, refresh_per_second=4, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("", total=total)
 
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
+        def changed(now: "Progress") -> None:
+            failed = f", {now.failed} failed" if now.failed else ""
+            bars.update(bar, completed=now.completed + now.failed, description=f"{now.sent} sent{failed}")
 
-    from wattray.load_generator import Progress
-
-    @contextmanager
-    def shown() -> Any:
-        columns = (
-            TextColumn("replay"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-        )
-        with Bars(*columns, console=console, refresh_per_second=4, disable=not console.is_terminal) as bars:
-            bar = bars.add_task("", total=total)
-
-            def changed(now: Progress) -> None:
-                failed = f", {now.failed} failed" if now.failed else ""
-                bars.update(bar, completed=now.completed + now.failed, description=f"{now.sent} sent{failed}")
-
-            yield changed
-
-    return shown()
+        yield changed
 
 
 def _shown(results: dict[str, Any]) -> list[tuple[str, str]]:

@@ -75,7 +75,7 @@ def simulate_command(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report with plots here.")] = None,
     figures: Annotated[
-        Path | None, typer.Option(help="Write every figure of the report as SVG and CSV into this folder.")
+        Path | None, typer.Option(help="Write every figure of the report as SVG, PDF and CSV into this folder.")
     ] = None,
     hours: HoursOption = 1.0,
     seed: SeedOption = 0,
@@ -148,7 +148,7 @@ def simulate_command(
         out = Console(width=_width(), stderr=json_out == STDOUT)
         out.print(result_table(answer, names, requests))
         out.print(limits_in_words(question.slo, share), markup=False, soft_wrap=True)
-        out.print(month_table(answer, question, prices))
+        out.print(month_table(answer, prices))
         for line in waterfall_told(levels(answer, question)):
             out.print(line, markup=False, soft_wrap=True)
         if json_out is not None:

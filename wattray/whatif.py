@@ -105,16 +105,15 @@ def _plain(rates: Hourly | None) -> float | list[float] | None:
     return None if rates is None else rates.values[0] if len(rates.values) == 1 else list(rates.values)
 
 
-def month_table(answer: Answer, question: Question, prices: Prices) -> Table:
+def month_table(answer: Answer, prices: Prices) -> Table:
     table = Table(title=Text("30 days like this trace, simulated"))
     table.add_column("policy")
     for column in ("MWh", "peak kW", "cost", "kg CO2"):
         table.add_column(column, justify="right")
     table.add_column("fleet")
     for name, month in by_month(answer, prices).items():
-        holds = answer.scores[name].slo_attainment >= question.attainment
         table.add_row(
-            Text(name if holds else f"{name} (SLO missed)"),
+            Text(name if answer.holds(name) else f"{name} (SLO missed)"),
             f"{month.energy_kwh / 1000:,.2f}",
             f"{month.peak_kw:,.1f}",
             "" if month.cost is None else f"{month.cost:,.0f}",
