@@ -32,6 +32,11 @@ class StaticSplit(PhasesApart):
         super().__init__(site, hand_over)
         self._replicas = replicas
 
+    @property
+    def tps(self) -> Mapping[PoolName, int]:
+        """Tensor parallelism by pool."""
+        return {pool: sized.tp for pool, sized in self._sized.items()}
+
     def cluster(self) -> ClusterController:
         return _Budgets(self._gpus(self._replicas))
 

@@ -3,12 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from control_plane.domain import PoolName, QueueView, Role
 from control_plane.hardware.machine_profile import MachineProfile
-from control_plane.serving.hosted_policy import HostedPolicy
-from control_plane.serving.policies.single_pool import SinglePoolPolicy
-from control_plane.serving.policy import Governor
-from control_plane.settings import ForecastSettings
 
 _SPEC = re.compile(r"([0-9]{1,5}) ?[x×] ?TP([0-9]{1,3})(?:@([0-9]{1,5}))?\Z", re.IGNORECASE)
 
@@ -51,29 +46,3 @@ def static_fleet(text: str, profile: MachineProfile) -> StaticFleet:
             f"{clocks[0]} to {clocks[-1]} is {near}"
         )
     return StaticFleet(int(found[1]), tp, clock_mhz)
-
-
-class TodaysFleet(HostedPolicy):
-    """The fleet in virtual time; each request goes to the replica with the least expected time to its first token."""
-
-    def __init__(self, fleet: StaticFleet) -> None:
-        super().__init__(_AtOneClock(fleet), ForecastSettings(), fleet.gpus)
-
-
-class _AtOneClock(SinglePoolPolicy):
-    def __init__(self, fleet: StaticFleet) -> None:
-        super().__init__(fleet.replicas, fleet.tp)
-        self._clock_mhz = fleet.clock_mhz
-
-    def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:
-        del pool, tp, role
-        return None if self._clock_mhz is None else _Locked(self._clock_mhz)
-
-
-@dataclass(frozen=True, slots=True)
-class _Locked:
-    clock_mhz: int
-
-    def look(self, queue: QueueView, now_s: float) -> int:
-        del queue, now_s
-        return self.clock_mhz

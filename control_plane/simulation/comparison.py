@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from control_plane.baselines.single_pool import SinglePool
-from control_plane.baselines.static_fleet import StaticFleet, TodaysFleet
+from control_plane.baselines.static_fleet import StaticFleet
 from control_plane.domain import IdleGpus, Slo
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.request_columns import RequestColumns
@@ -116,8 +116,9 @@ def compare(
     idle_gpu_w = 0.0 if question.idle is IdleGpus.RELEASED else profile.gpu.idle_w
     today = None if question.today is None else str(question.today)
     if question.today is not None and today is not None:
-        held = question.today.gpus
-        ran = runner.run(today, trace, TodaysFleet(question.today), question.idle_gpus(held), held)
+        held, running = question.today.gpus, question.today
+        todays = SinglePool(running.replicas, running.tp, running.clock_mhz)
+        ran = runner.run(today, trace, todays, question.idle_gpus(held), held)
         marks.give(today, *ran, effort)
     contest = Contest(
         *(trace, profile, question.settings, tables, question.attainment, gpus, idle_gpu_w, replicas),

@@ -197,14 +197,18 @@ def static_split(contest: Contest) -> Found:
     """From what a fluid replay of the whole trace needs downwards, pool by pool, while the SLO holds."""
     site = contest.site
     hand_over = _hand_over(site)
-    sizer = StaticSplit(site, hand_over, {}).sizer(BurstRule(1.0, 0.0, 1.0), decode_factor=1.0)
+    fleet = StaticSplit(site, hand_over, {})
+    sizer, tps = fleet.sizer(BurstRule(1.0, 0.0, 1.0), decode_factor=1.0), fleet.tps
     arrivals, runs = _arrivals(contest.trace, 0.0, contest.trace.duration_s + 1.0), 0
+
+    def counts(replicas: Mapping[PoolName, int]) -> str:
+        return " + ".join(f"{replicas[pool]} × TP{tps[pool]}" for pool in (SHORT, LONG, DECODE))
 
     def play(replicas: Mapping[PoolName, int]) -> Simulated:
         nonlocal runs
         runs += 1
         policy = StaticSplit(site, hand_over, replicas)
-        label = f"static-split: {_counts(replicas)}"
+        label = f"static-split: {counts(replicas)}"
         return contest.play(label, contest.trace, hosted(policy, site), contest.gpus, contest.watch())
 
     for margin in MARGINS:
@@ -213,7 +217,7 @@ def static_split(contest: Contest) -> Found:
         if contest.holds(outcome):
             break
     else:
-        raise SloUnreachableError(f"static-split: {_counts(replicas)} replicas do not hold the SLO")
+        raise SloUnreachableError(f"static-split: {counts(replicas)} do not hold the SLO")
     for pool in sorted(replicas, key=lambda pool: -replicas[pool]):
         step = max(1, replicas[pool] // 4)
         while step:
@@ -224,7 +228,7 @@ def static_split(contest: Contest) -> Found:
                     replicas, outcome = fewer, tried
                     continue
             step //= 2
-    return Found(f"{_counts(replicas)} × TP4 apart", outcome, runs)
+    return Found(f"{counts(replicas)} apart", outcome, runs)
 
 
 def clairvoyant(contest: Contest) -> Found:
@@ -262,10 +266,6 @@ def _hand_over(site: Site) -> HandOver:
     if site.gpus < least:
         raise GpuBudgetError(f"{site.gpus} GPUs are too few for static-split and clairvoyant; at least {least} work")
     return site.hand_over
-
-
-def _counts(replicas: Mapping[PoolName, int]) -> str:
-    return "/".join(str(replicas[pool]) for pool in (SHORT, LONG, DECODE))
 
 
 def _arrivals(trace: Trace, from_s: float, to_s: float) -> Arrivals:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from control_plane.actions import Action, SetFrequency, SetGpuBudget, SetReplicas, Step
-from control_plane.domain import InputClass, PoolName, Role
+from control_plane.domain import InputClass, PoolName, ReplicaState, Role
 from control_plane.serving.ledger_router import LedgerRouter
 from control_plane.serving.policy import ClusterController, Governor, Needs, PoolController, RoutedRequest, Router, Site
 from control_plane.serving.routing import Candidate, Route, quickest
@@ -17,6 +17,8 @@ from control_plane.settings import PoolSettings
 
 POOL = PoolName("single-pool")
 ASK_AGAIN_S = 3600.0
+SETTLING_S = 1.0
+"""How soon it looks again while a replica is not ready, or not at its clock."""
 
 
 class SinglePoolPolicy:
@@ -73,10 +75,13 @@ class StaticPool:
     def step(self, seen: PoolSnapshot) -> Step:
         running = sum(view.tp == self._wanted.tp and view.counts for view in seen.replicas)
         actions: list[Action] = [] if running == self._wanted.replicas else [self._wanted]
-        if self._freq_mhz is not None:
-            slower = [view for view in seen.replicas if view.counts and view.freq_mhz != self._freq_mhz]
-            actions += [SetFrequency(view.replica_id, self._freq_mhz, "static") for view in slower]
-        return Step(tuple(actions), seen.now_s + ASK_AGAIN_S)
+        if self._freq_mhz is None:
+            return Step(tuple(actions), seen.now_s + ASK_AGAIN_S)
+        ready = [view for view in seen.replicas if view.state is ReplicaState.READY]
+        other = [view for view in ready if view.freq_mhz != self._freq_mhz]
+        actions += [SetFrequency(view.replica_id, self._freq_mhz, "static") for view in other]
+        settled = not other and len(ready) == self._wanted.replicas
+        return Step(tuple(actions), seen.now_s + (ASK_AGAIN_S if settled else SETTLING_S))
 
     def plan(self) -> str:
         clock = "full clock" if self._freq_mhz is None else f"{self._freq_mhz} MHz"
