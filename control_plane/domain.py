@@ -17,6 +17,10 @@ MAX_CLASSED_INPUT_TOKENS = 8192
 """The papers class inputs up to here; longer ones are classed long too."""
 
 
+MEDIUM_FROM_TOKENS, LONG_FROM_TOKENS = 256, 1024
+"""Where input classes begin."""
+
+
 class InputClass(StrEnum):
     """Input lengths: short < 256 tokens, medium < 1024, long otherwise."""
 
@@ -26,9 +30,9 @@ class InputClass(StrEnum):
 
     @classmethod
     def of(cls, input_tokens: int) -> "InputClass":
-        if input_tokens < 256:
+        if input_tokens < MEDIUM_FROM_TOKENS:
             return cls.SHORT
-        return cls.MEDIUM if input_tokens < 1024 else cls.LONG
+        return cls.MEDIUM if input_tokens < LONG_FROM_TOKENS else cls.LONG
 
 
 class OutputClass(StrEnum):

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
@@ -127,14 +127,7 @@ def _attach_charged(
     lease = gpu.lease or NeverLease()
     acts = everybody(lease.may_lower())
     settles_s = spec.settle_ns * 1e-9
-    shape = JobShape(
-        shape.job,
-        shape.rank,
-        shape.pipelines,
-        settles_s if switch_time_s is None else switch_time_s,
-        shape.schedule,
-        shape.policy,
-    )
+    shape = replace(shape, switch_time_s=settles_s if switch_time_s is None else switch_time_s)
     parts = RankParts(
         shape.rank, shape.stage, pipeline.chunks, Meter(charged.look), control, lease, spec.freqs_mhz, acts
     )

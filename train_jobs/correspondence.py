@@ -112,7 +112,7 @@ class Correspondence:
             ratios = kind_ratios(self._reference, steps)
             self._board.put(f"measured/{shape.rank}", Measured(iteration, ratios))
             if self._lead is not None:
-                self._lead.observe(iteration, time_s)
+                self._lead.observe(time_s)
         if self._lead is not None:
             self._lead.look()
         found = self._board.look(f"schedule/{shape.pipeline}")

@@ -108,10 +108,9 @@ class Lead:
             mine = {name: found for (of, name), found in registration.choices.items() if of == stage}
             self._board.put(f"reference/{stage}", mine)
 
-    def observe(self, iteration: int, time_s: float) -> None:
+    def observe(self, time_s: float) -> None:
         """An iteration has ended after so many seconds. Where computations take longer than profiled, the plan is not
         what slows it."""
-        del iteration
         if self._guard is not None and not any(self._slow):
             self._guard = self._guard.observe(time_s)
             if self._guard.too_slow and self._guard.plan_id not in self._rejected:

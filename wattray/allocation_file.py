@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from control_plane.domain import InputClass, RequestType, Slo
+from control_plane.domain import LONG_FROM_TOKENS, MEDIUM_FROM_TOKENS, InputClass, RequestType, Slo
 from control_plane.serving.allocation_curves import PoolDemand
 from control_plane.serving.controller import TYPICAL_INPUT
 from control_plane.serving.length_predictor import PRIOR_TOKENS
@@ -83,7 +83,10 @@ def _demand(entry: dict[str, Any], where: str, slo: Slo) -> PoolDemand:
     inputs, outputs = _value(entry, "input_tokens", where, 1.0), _value(entry, "output_tokens", where, 1.0)
     inputs = TYPICAL_INPUT[kind.input] if inputs is None else inputs
     if InputClass.of(int(inputs)) is not kind.input:
-        raise LoadFileError(f"{where}: input_tokens {inputs:g} are none of type {kind}: S < 256 <= M < 1024 <= L")
+        raise LoadFileError(
+            f"{where}: input_tokens {inputs:g} are none of type {kind}: "
+            f"S < {MEDIUM_FROM_TOKENS} <= M < {LONG_FROM_TOKENS} <= L"
+        )
     ttft_s, tbt_s = _value(entry, "ttft_s", where), _value(entry, "tbt_s", where)
     own = slo
     if ttft_s is not None:

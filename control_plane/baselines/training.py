@@ -69,7 +69,7 @@ class ZeusGlobal:
 class ZeusPerStage:
     """One setting per stage, so that all stages' forwards take as long as the heaviest stage's."""
 
-    name: str = "zeus-per-stage"
+    name: str = "zeus-stage"
 
     def choices(self, dag: Dag, deadline_s: float) -> tuple[Choice, ...]:
         stage_of_kind = {int(dag.kind[op]): task.stage for op, task in enumerate(dag.tasks)}
@@ -134,7 +134,6 @@ BASELINES: tuple[ClockPolicy, ...] = (AllMaxClocks(), ZeusGlobal(), ZeusPerStage
 def baseline(name: str) -> ClockPolicy:
     """A policy as job files name it. Raises ValueError, which lists the names."""
     known: dict[str, ClockPolicy] = {policy.name: policy for policy in BASELINES}
-    known["zeus-stage"] = known.pop("zeus-per-stage")
     if name not in known:
         raise ValueError(f"unknown policy {name!r}, expected perseus or one of {', '.join(sorted(known))}")
     return known[name]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from control_plane.domain import ClassLoad, Load, RequestType, Shape, Slo
+from control_plane.domain import REQUEST_TYPES, ClassLoad, Load, RequestType, Shape, Slo
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.serving.allocation import AllocationProblem, Group, PowerCurve
 
@@ -38,7 +38,7 @@ def problem_of(
 ) -> AllocationProblem:
     """The problem of these pools, smallest type first; pools without load are left out. ``merge``: neighbours may be
     served together, all of them within the limits of each."""
-    busy = sorted((d for d in demands if d.rps > 0), key=lambda d: _size(d.type))
+    busy = sorted((d for d in demands if d.rps > 0), key=lambda d: REQUEST_TYPES.index(d.type))
     groups = [
         _group(busy[first : last + 1], first, last, profile)
         for first in range(len(busy))
@@ -57,11 +57,6 @@ def _may_merge(demands: Sequence[PoolDemand], first: int, last: int) -> bool:
     starts = all(demand.type.input is not demands[first].type.input for demand in before)
     ends = all(demand.type.input is not demands[last].type.input for demand in after)
     return starts and ends
-
-
-def _size(request_type: RequestType) -> tuple[int, int]:
-    order = "SML"
-    return order.index(request_type.input.value), order.index(request_type.output.value)
 
 
 def _group(demands: Sequence[PoolDemand], first: int, last: int, profile: MachineProfile) -> Group:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from control_plane.domain import InputClass, PoolName
+from control_plane.domain import LONG_FROM_TOKENS, InputClass, PoolName
 from control_plane.serving.clock_costs import ClockCosts
 
 
@@ -18,7 +18,7 @@ class LimitShares:
 
     shorter: float
     long: float
-    long_from_tokens: int = 1024
+    long_from_tokens: int = LONG_FROM_TOKENS
 
     def of(self, input_tokens: int) -> float:
         return self.long if input_tokens >= self.long_from_tokens else self.shorter

@@ -145,12 +145,8 @@ class TraceReader:
             return False
         first_ps = self._first_ps if self._first_ps is not None else at_ps[1] + int(at_ps[0][0])
         offset_ps = at_ps[1] - first_ps
-        if (
-            not -LONGEST_TRACE_PS
-            <= offset_ps + int(at_ps[0].min())
-            <= offset_ps + int(at_ps[0].max())
-            <= (LONGEST_TRACE_PS)
-        ):
+        farthest_ps = max(abs(offset_ps + int(at_ps[0].min())), abs(offset_ps + int(at_ps[0].max())))
+        if farthest_ps > LONGEST_TRACE_PS:
             return False
         since_ps = at_ps[0] + offset_ps
         if not self._sorts:

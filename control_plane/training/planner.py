@@ -10,7 +10,7 @@ import numpy as np
 from control_plane.training.coarse_frontier import LEVELS, MOST_EXACT_OPERATIONS, CoarseFrontier, walk_coarsely
 from control_plane.training.dag import Dag, finish_times
 from control_plane.training.extrapolation import REPEATING, FrontierCurve, extrapolated
-from control_plane.training.frontier import Frontier, Regime, WalkWatcher, walk_frontier
+from control_plane.training.frontier import Frontier, FrontierPoint, Regime, WalkWatcher, walk_frontier
 from control_plane.training.held_plans import HeldLibrary, held_within, prepare_held, shortest_steady_s
 from control_plane.training.held_problem import HeldPlan, HeldProblem, choices_of, held_problem
 from control_plane.training.job_spec import Circumstances, JobSpec, ScheduledStep
@@ -87,32 +87,13 @@ class SolvedJob:
             assert self.held is not None
             choices = choices_of(self.held, plan)
             energy_j = plan.effective_j + self.dag.blocking_power_w * point.deadline_s
-        return IterationPlan(
-            deadline_s=point.deadline_s,
-            finish_time_s=plan.finish_time_s,
-            energy_j=energy_j,
-            lower_bound_j=point.energy_j,
-            regime=point.regime,
-            switches=switches_of(self.dag, choices),
-            choices=choices,
-            ranks=_ranks(self.spec, choices),
-        )
+        return self._told(point, plan.finish_time_s, energy_j, choices)
 
     def by(self, choices: Sequence[Choice]) -> IterationPlan:
         """The plan that somebody else chose, one choice per operation, on its own as deadline."""
         finish_s, effective_j = run_choices(self.dag, choices)
         energy_j = effective_j + self.dag.blocking_power_w * finish_s
-        point = self.frontier.within(max(finish_s, self.frontier.t_min_s))
-        return IterationPlan(
-            deadline_s=point.deadline_s,
-            finish_time_s=finish_s,
-            energy_j=energy_j,
-            lower_bound_j=point.energy_j,
-            regime=point.regime,
-            switches=switches_of(self.dag, choices),
-            choices=tuple(choices),
-            ranks=_ranks(self.spec, choices),
-        )
+        return self._told(self.frontier.within(max(finish_s, self.frontier.t_min_s)), finish_s, energy_j, choices)
 
     def with_straggler(self, degree: float) -> IterationPlan:
         """The plan while some pipeline takes `degree` times the shortest iteration."""
@@ -123,6 +104,18 @@ class SolvedJob:
         if self.held is not None:
             return replace(self, library=prepare_held(self.held, self.frontier))
         return replace(self, library=prepare(self.problem, self.frontier))
+
+    def _told(self, point: FrontierPoint, finish_s: float, energy_j: float, choices: Sequence[Choice]) -> IterationPlan:
+        return IterationPlan(
+            deadline_s=point.deadline_s,
+            finish_time_s=finish_s,
+            energy_j=energy_j,
+            lower_bound_j=point.energy_j,
+            regime=point.regime,
+            switches=switches_of(self.dag, choices),
+            choices=tuple(choices),
+            ranks=_ranks(self.spec, choices),
+        )
 
     def _plan(self, frontier: Frontier, deadline_s: float) -> RoundedPlan | HeldPlan:
         if self.library is not None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Self
 
-from control_plane.domain import InputClass, PoolName, Role
+from control_plane.domain import LONG_FROM_TOKENS, MEDIUM_FROM_TOKENS, InputClass, PoolName, Role
 from control_plane.serving.clock_costs import clock_costs, efficient_mhz
 from control_plane.serving.governors import DecodeGovernor, LimitShares, PrefillGovernor
 from control_plane.serving.phase_router import PhaseRouter, PhaseRules
@@ -38,7 +38,6 @@ from control_plane.settings import PoolSettings
 SHORT, LONG, DECODE = PoolName("prefill-short"), PoolName("prefill-long"), PoolName("decode")
 
 SHORTER_CLASSES = (InputClass.SHORT, InputClass.MEDIUM)
-LONG_FROM_TOKENS = 1024
 
 # Chosen on the Azure 2023 traces, simulated with llama2-70b-h100-current; the same for every trace.
 SHORT_CLOCK_RATIO = 1.2
@@ -143,7 +142,7 @@ class PhasesApart:
         slo = self._site.profile.slo
         rates = dict.fromkeys((SHORT, LONG), self._costs[self._prefill_tp][-1].prefill_rate)
         limits = {
-            SHORT: ((0.0, 256.0, slo.ttft_short_s), (256.0, math.inf, slo.ttft_medium_s)),
+            SHORT: ((0.0, MEDIUM_FROM_TOKENS, slo.ttft_short_s), (MEDIUM_FROM_TOKENS, math.inf, slo.ttft_medium_s)),
             LONG: ((0.0, math.inf, slo.ttft_long_s),),
         }
         needs = {

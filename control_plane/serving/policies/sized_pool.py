@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from control_plane.domain import InputClass, PoolName, Role
+from control_plane.domain import LONG_FROM_TOKENS, MEDIUM_FROM_TOKENS, InputClass, PoolName, Role
 from control_plane.serving.arrival_log import Arrivals
 from control_plane.serving.clock_costs import clock_costs, efficient_mhz
 from control_plane.serving.combined_governor import CombinedGovernor
@@ -98,5 +98,5 @@ class SizedPoolPolicy:
 
     def _limits_s(self, past: Arrivals) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
         slo, tokens = self._site.profile.slo, past.input_tokens
-        shorter = np.where(tokens < 256, slo.ttft_short_s, slo.ttft_medium_s)
-        return np.where(tokens < 1024, shorter, slo.ttft_long_s)
+        shorter = np.where(tokens < MEDIUM_FROM_TOKENS, slo.ttft_short_s, slo.ttft_medium_s)
+        return np.where(tokens < LONG_FROM_TOKENS, shorter, slo.ttft_long_s)
