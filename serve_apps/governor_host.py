@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from actors.messages import Orders
 from actors.peers import PeerAwayError
 from control_plane.domain import QueueView
-from control_plane.serving.policy import Governor
+from control_plane.serving.policy import Governor, HearingGovernor
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,10 @@ class GovernorHost:
     def arrived(self) -> None:
         """A request has joined the queue: look at once."""
         self._arrived.set()
+
+    def first_token(self, ttft_s: float, ttft_limit_s: float) -> None:
+        if isinstance(self._governor, HearingGovernor):
+            self._governor.first_token(ttft_s, ttft_limit_s)
 
     async def run(self) -> None:
         """For ever. A governor that fails leaves its lease to lapse: then the clock is full again."""

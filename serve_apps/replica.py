@@ -187,6 +187,8 @@ class ModelReplica:
                     tokens += chunk.tokens
                     if first_s is None and chunk.tokens:
                         first_s = time.monotonic()
+                        if self._governor is not None:
+                            self._governor.first_token(first_s - began_s, request.ttft_limit_s)
                     self._energy.progressed(request.request_id, chunk)
                     if chunk.finish_reason is not None:
                         chunk = replace(chunk, energy_j=self._energy.ended(request.request_id))

@@ -59,6 +59,18 @@ def clock_costs(profile: MachineProfile, tp: int) -> tuple[ClockCosts, ...]:
 def efficient_mhz(profile: MachineProfile, tp: int, tokens: int) -> int:
     """The clock at which an iteration of so many tokens takes the least energy, of those that policies choose from.
     Lower ones waste: they take longer at a voltage that no longer falls."""
+    return _cheapest_mhz(profile, tp, tokens, 0.0)
+
+
+def efficient_held_mhz(profile: MachineProfile, tp: int, tokens: int) -> int:
+    """The same of what an iteration draws above what the replica's GPUs draw while they hold the model and wait: they
+    are held whether or not work is done sooner."""
+    return _cheapest_mhz(profile, tp, tokens, profile.gpu.context_w)
+
+
+def _cheapest_mhz(profile: MachineProfile, tp: int, tokens: int, less_w: float) -> int:
     times, gpu = profile.times(tp), profile.gpu
     activity = times.activity(tokens)
-    return min(profile.freqs_mhz, key=lambda mhz: gpu.power_w(mhz, 1, activity) * times.alpha_ps(mhz)[tokens])
+    return min(
+        profile.freqs_mhz, key=lambda mhz: (gpu.power_w(mhz, 1, activity) - less_w) * times.alpha_ps(mhz)[tokens]
+    )

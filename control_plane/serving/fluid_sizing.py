@@ -7,6 +7,7 @@ sees bursts as they were, where a mean rate with a margin for Poisson noise does
 
 import math
 from dataclasses import dataclass
+from heapq import heapreplace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,18 @@ def _holds(demand: Demand, rate: float) -> bool:
     waits_s = backlog(demand.at_s, demand.work, rate) / rate
     late = np.count_nonzero(waits_s > demand.wait_limit_s)
     return bool(late <= demand.late_share * len(demand.at_s))
+
+
+def waits_s(at_s: Floats, service_s: Floats, servers: int) -> Floats:
+    """Exactly how long each request waits for the first of ``servers`` that is free, in order of arrival: what a fluid
+    of few servers cannot tell, for whom one long request makes a difference. Arrivals in order of time."""
+    free_s = [-math.inf] * servers
+    waits = []
+    for now_s, takes_s in zip(at_s.tolist(), service_s.tolist(), strict=True):
+        begins_s = max(now_s, free_s[0])
+        heapreplace(free_s, begins_s + takes_s)
+        waits.append(begins_s - now_s)
+    return np.array(waits)
 
 
 def dispersion(at_s: Floats, work: Floats, bin_s: float = 30.0, block_s: float = 600.0) -> float:

@@ -15,7 +15,7 @@ a policy is written once. ``Policy`` says which parts there are and what they ne
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from control_plane.actions import Step
 from control_plane.domain import Load, PoolName, QueueView, ReplicaId, RequestSlo, Role
@@ -94,6 +94,13 @@ class Governor(Protocol):
     def look(self, queue: QueueView, now_s: float) -> int:
         """The highest clock the replica's GPUs may take now, in MHz."""
         ...
+
+
+@runtime_checkable
+class HearingGovernor(Governor, Protocol):
+    """A governor that is told of its replica's first tokens."""
+
+    def first_token(self, ttft_s: float, ttft_limit_s: float) -> None: ...
 
 
 class PoolController(Protocol):

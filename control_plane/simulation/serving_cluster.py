@@ -126,10 +126,16 @@ class SimulatedCluster:
         self._roomy = most_tokens <= min(t.limits.kv_tokens for t in self._tables.values())
         self._loop = loop = self._make_loop(trace)
         learns_nothing = self._self_routing is not None
-        self._asked = AskedFleet(
-            self._fleet, trace, self._columns, self._replicas.names, self._policy_clock_s, learns_nothing
-        )
         self._governors = Governors(self._profile.gpu, self._slo, trace, loop, self._compiled)
+        self._asked = AskedFleet(
+            self._fleet,
+            trace,
+            self._columns,
+            self._replicas.names,
+            self._policy_clock_s,
+            learns_nothing,
+            self._governors.first_token,
+        )
         self._scaling = Scaling(
             self._tables,
             self._times,
@@ -383,6 +389,7 @@ class SimulatedCluster:
 
     def _govern(self) -> None:
         """Every second each governor is asked."""
+        self._asked.tell()
         governed = [hosted for hosted in self._replicas if hosted.governor is not None]
         running = [hosted for hosted in governed if hosted.state is not ReplicaState.STARTING]
         self._governors.look_at_all(running, self._now_ps)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.serving.fluid_sizing import Demand, backlog, dispersion, fewest_servers, peak_rate
+from control_plane.serving.fluid_sizing import Demand, backlog, dispersion, fewest_servers, peak_rate, waits_s
 
 arrivals = st.lists(
     st.tuples(st.floats(0.0, 20.0), st.floats(1.0, 5000.0)), min_size=1, max_size=60
@@ -86,3 +86,24 @@ def test_the_peak_is_the_busiest_bin() -> None:
 
 def test_two_requests_far_apart_are_no_burst() -> None:
     assert dispersion(np.array([0.0, 600.0]), np.array([100.0, 100.0])) == 1.0
+
+
+requests = st.lists(st.tuples(st.floats(0.0, 5.0), st.floats(0.0, 3.0)), min_size=1, max_size=40)
+
+
+@given(requests, st.integers(1, 5))
+def test_waits_are_those_of_servers_stepped_through_and_more_servers_never_wait_longer(
+    given_requests: list[tuple[float, float]], servers: int
+) -> None:
+    at_s = np.cumsum([gap for gap, _ in given_requests])
+    service_s = np.array([takes for _, takes in given_requests])
+    ends, waits = [-1.0] * servers, []
+    for now_s, takes_s in zip(at_s, service_s, strict=True):
+        first = ends.index(min(ends))
+        begins_s = max(now_s, ends[first])
+        ends[first] = begins_s + takes_s
+        waits.append(begins_s - now_s)
+    assert waits_s(at_s, service_s, servers) == pytest.approx(waits)
+    assert (waits_s(at_s, service_s, servers + 1) <= waits_s(at_s, service_s, servers) + 1e-9).all()
+    if servers == 1:
+        assert waits == pytest.approx(backlog(at_s, service_s, 1.0), abs=1e-9)

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane.actions import SetGpuBudget
-from control_plane.domain import ClassLoad, InputClass, Load, QueuedPrompt, QueueView, Role, Slo
+from control_plane.domain import ClassLoad, InputClass, Load, PoolName, QueuedPrompt, QueueView, Role, Slo
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.serving.arrival_log import Arrivals
 from control_plane.serving.clock_costs import clock_costs
-from control_plane.serving.combined_governor import CombinedGovernor
+from control_plane.serving.combined_governor import LATE_TARGET, CombinedGovernor
+from control_plane.serving.hosted_policy import HostedPolicy
 from control_plane.serving.policies.sized_pool import POOL, SizedPoolPolicy
-from control_plane.serving.policy import Site
-from control_plane.serving.rules import LimitShares
+from control_plane.serving.policy import Governor, Site
 from control_plane.serving.snapshots import ClusterSnapshot
 from control_plane.settings import Settings, parse_settings
 from control_plane.simulation.serving_cluster import ClusterTimes, SimulatedCluster
@@ -30,7 +30,7 @@ prompts = st.lists(st.tuples(st.floats(-1.0, 0.0), st.integers(1, 8000)), max_si
 
 
 def governor() -> CombinedGovernor:
-    return CombinedGovernor(COSTS, 990, SLO, 0.05, LimitShares(0.55, 0.7))
+    return CombinedGovernor(COSTS, 990, SLO, 0.05)
 
 
 def queue(queued: list[tuple[float, int]], decoding: int = 0, context: int = 0) -> QueueView:
@@ -59,6 +59,68 @@ def test_room_is_left_for_as_many_as_came_in_the_last_minute() -> None:
         busy.look(queue([(now_s, 2000)]), now_s)
     assert busy.look(queue([]), 20.0) > quiet.look(queue([]), 20.0) == 990
     assert busy.look(queue([]), 500.0) == 990, "minutes later nothing of it is remembered"
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60), prompts)
+def test_first_tokens_in_time_never_raise_the_clock_and_late_ones_never_lower_it(
+    lates: list[bool], queued: list[tuple[float, int]]
+) -> None:
+    told = governor()
+    for late in lates:
+        before = told.look(queue(queued), 0.0)
+        told.first_token(0.4 if late else 0.1, 0.25)
+        after = told.look(queue(queued), 0.0)
+        assert after >= before if late else after <= before
+
+
+def test_in_the_long_run_as_many_are_late_as_it_aims_at() -> None:
+    """A world in which boldness alone decides: a first token is late in proportion to how low the clock was."""
+    told, rng, late = governor(), np.random.default_rng(5), 0
+    waiting = queue([(0.0, 900), (0.0, 900)], 20, 10_000)
+    for _ in range(20_000):
+        slow = (COSTS[-1].freq_mhz - told.look(waiting, 0.0)) / COSTS[-1].freq_mhz
+        is_late = bool(rng.random() < 0.2 * slow)
+        late += is_late
+        told.first_token(1.0 if is_late else 0.1, 0.25)
+    assert late / 20_000 == pytest.approx(LATE_TARGET, rel=0.15)
+
+
+def test_the_simulator_tells_a_governor_of_its_own_replicas_first_tokens_and_of_no_others() -> None:
+    trace = synthetic_trace("conv", 0.02, 6.0, seed=3)
+    told: list[_Hearing] = []
+
+    class Listened(SizedPoolPolicy):
+        def governor(self, pool: PoolName, tp: int, role: Role) -> Governor | None:
+            told.append(_Hearing())
+            return told[-1]
+
+    heard = {}
+    for engine in ("stepped", "compiled"):
+        told.clear()
+        fleet = HostedPolicy(Listened(site(8)), Settings().forecast, 8)
+        outcome = SimulatedCluster(PROFILE, 8, fleet, idle_gpus=0, engine=engine).run(trace)
+        assert sorted(ttft_s for one in told for ttft_s, _ in one.first_tokens) == pytest.approx(
+            sorted(outcome.ttft_s.tolist())
+        )
+        assert {limit_s for one in told for _, limit_s in one.first_tokens} <= {
+            SLO.ttft_short_s,
+            SLO.ttft_medium_s,
+            SLO.ttft_long_s,
+        }
+        heard[engine] = [one.first_tokens for one in told]
+    assert heard["stepped"] == heard["compiled"]
+
+
+class _Hearing:
+    def __init__(self) -> None:
+        self.first_tokens: list[tuple[float, float]] = []
+
+    def look(self, queue: QueueView, now_s: float) -> int:
+        del queue, now_s
+        return COSTS[-1].freq_mhz
+
+    def first_token(self, ttft_s: float, ttft_limit_s: float) -> None:
+        self.first_tokens.append((ttft_s, ttft_limit_s))
 
 
 def site(gpus: int) -> Site:

@@ -30,9 +30,11 @@ class AskedFleet:
         names: Sequence[tuple[PoolName, ReplicaId]],
         clock_s: Callable[[], float] | None,
         learns_nothing: bool,
+        first_token: Callable[[int, int, float], None],
     ) -> None:
+        """``first_token`` (replica, request, TTFT in s) is told beside the fleet."""
         self._fleet, self._names, self._clock_s, self._learns_nothing = fleet, names, clock_s, learns_nothing
-        self._columns = columns
+        self._columns, self._first_token = columns, first_token
         self._inputs, self._outputs = trace.input_tokens.data, trace.output_tokens.data
         self._clock_cost_s = _cost_s(clock_s) if clock_s else 0.0
         self._noted: list[int] = []
@@ -97,6 +99,7 @@ class AskedFleet:
 
     def _tell(self) -> None:
         first_token, ended, names = self._fleet.first_token, self._fleet.ended, self._names
+        first_token_too = self._first_token
         inputs, outputs = self._inputs, self._outputs
         first_ps, arrivals = self._columns.first_token_ps, self._columns.arrival_ps
         noted, self._noted = self._noted, []
@@ -105,12 +108,14 @@ class AskedFleet:
                 self._admit(arrivals[~entry] / PS_IN_S, inputs[~entry])
                 continue
             position = entry >> 1 & _POSITION
-            replica_id = names[entry >> _NUMBER][1]
+            number = entry >> _NUMBER
+            replica_id = names[number][1]
             if entry & 1:
                 ended(position, replica_id, inputs[position], outputs[position])
             else:
                 ttft_s = (first_ps[position] - arrivals[position]) / PS_PER_S
                 first_token(position, replica_id, inputs[position], ttft_s)
+                first_token_too(number, position, ttft_s)
 
     def _start(self) -> float:
         return self._clock_s() if self._clock_s else 0.0

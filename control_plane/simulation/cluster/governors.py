@@ -12,6 +12,7 @@ from control_plane.actions import SetGovernor
 from control_plane.domain import InputClass, QueuedPrompt, QueueView, Slo
 from control_plane.hardware.gpu_model import GpuSpec
 from control_plane.hardware.replica_model import PS_PER_S
+from control_plane.serving.policy import HearingGovernor
 from control_plane.serving.rules import GovernorRule, RuledGovernor
 from control_plane.simulation.cluster.asked_fleet import PS_IN_S
 from control_plane.simulation.cluster.replicas import Hosted
@@ -48,6 +49,7 @@ class Governors:
         self._arrivals, self._inputs = trace.arrival_ps.data, trace.input_tokens.data
         self._ruled = ruled
         self._rules: dict[int, GovernorRule] = {}
+        self._hearing: dict[int, HearingGovernor] = {}
         self._bounds: dict[int, ClockBounds] = {}
         self._wished_mhz: dict[int, int] = {}
 
@@ -56,6 +58,14 @@ class Governors:
         if self._ruled is not None and isinstance(hosted.governor, RuledGovernor) and hosted.governor.rule is not None:
             self._rules[hosted.number] = hosted.governor.rule
             self._hand_rule(self._ruled, hosted.number)
+
+        if isinstance(hosted.governor, HearingGovernor):
+            self._hearing[hosted.number] = hosted.governor
+
+    def first_token(self, number: int, position: int, ttft_s: float) -> None:
+        hearing = self._hearing.get(number)
+        if hearing is not None:
+            hearing.first_token(ttft_s, self._limit_s(self._inputs[position]))
 
     def look_at_all(self, governed: Sequence[Hosted], now_ps: int) -> None:
         by_rule = [hosted.number for hosted in governed if hosted.number in self._rules]
@@ -110,8 +120,10 @@ class Governors:
 
     def _prompt(self, position: int, left_tokens: int) -> QueuedPrompt:
         input_tokens = self._inputs[position]
-        limit_s = self._slo.ttft_s(InputClass.of(input_tokens))
-        return QueuedPrompt(self._arrivals[position] / PS_IN_S, input_tokens, left_tokens, limit_s)
+        return QueuedPrompt(self._arrivals[position] / PS_IN_S, input_tokens, left_tokens, self._limit_s(input_tokens))
+
+    def _limit_s(self, input_tokens: int) -> float:
+        return self._slo.ttft_s(InputClass.of(input_tokens))
 
     def _hand_rule(self, ruled: "Compiled", number: int) -> None:
         rule = self._rules[number]
