@@ -19,12 +19,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/wattray demo
 
-# Tests that start Ray mostly wait; the others, at low priority, use the second core meanwhile.
+# Tests that start Ray mostly wait, so both kinds of them run beside the others, which have the lowest priority: commands
+# that start a Ray of their own, and what shares one Ray.
+RAY_TESTS := $(BIN)/python -m pytest -m "ray and not soak"
 test: setup
 	@nice -n 10 $(BIN)/python -m pytest -m "not soak and not ray" > .pytest-without-ray.log 2>&1 & others=$$!; \
-	trap "kill $$others" INT TERM; \
-	$(BIN)/python -m pytest -m "ray and not soak"; with_ray=$$?; \
-	wait $$others; without_ray=$$?; cat .pytest-without-ray.log; exit $$((with_ray || without_ray))
+	$(RAY_TESTS) --ignore tests/live > .pytest-commands.log 2>&1 & commands=$$!; \
+	trap "kill $$others $$commands" INT TERM; \
+	$(RAY_TESTS) tests/live; failed=$$?; \
+	for each in $$commands $$others; do wait $$each || failed=1; done; \
+	cat .pytest-commands.log .pytest-without-ray.log; exit $$failed
 
 check: setup
 	$(BIN)/ruff check .
@@ -43,4 +47,4 @@ soak: setup
 	$(BIN)/python -m pytest -m soak --timeout 7200 -s
 
 clean:
-	rm -rf $(VENV) .pytest-without-ray.log demo-report build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .pytest-*.log demo-report build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
