@@ -85,8 +85,8 @@ GPU_1 = {**TICKET, "uuid": "GPU-1"}
         ({'ray_wattray_profile_disagreement_ratio{pool="p"}': "0.2x10 0x230"}, "20m", {}),
     ],
     ids=[
-        "all met", "half the budget", "a fifth missed", "a burst that is over", "a first lapse", "an old lapse", "a second lapse",
-        "a renewed lease", "a lease that is not renewed", "the profile is off", "the profile was off shortly",
+        "all met", "half the budget", "a fifth missed", "a burst that is over", "a first lapse", "an old lapse",
+        "a second lapse", "a renewed lease", "a lease that is not renewed", "the profile is off", "the profile was off shortly",
     ],
 )  # fmt: skip
 def test_an_alert_fires_when_it_should_and_no_other_does(
