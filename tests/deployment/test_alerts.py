@@ -86,7 +86,8 @@ GPU_1 = {**TICKET, "uuid": "GPU-1"}
     ],
     ids=[
         "all met", "half the budget", "a fifth missed", "a burst that is over", "a first lapse", "an old lapse",
-        "a second lapse", "a renewed lease", "a lease that is not renewed", "the profile is off", "the profile was off shortly",
+        "a second lapse", "a renewed lease", "a lease that is not renewed", "the profile is off",
+        "the profile was off shortly",
     ],
 )  # fmt: skip
 def test_an_alert_fires_when_it_should_and_no_other_does(
