@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
+from actors import metrics
 from actors.decision_log import DecisionLog
 from actors.messages import ControlPlaneStatus, Decision, GpuReading, PoolStatus, TenantUsage
 from actors.peers import PeerAwayError
@@ -104,6 +105,7 @@ class ClusterManager:
         if self._host is None:
             self._host = self._new_host(await self._budgets_in_force())
         await self._count_gpus()
+        metrics.cluster(self._gpus + self._settings.training.gpus, self._settings.gpu.control)
         if self._host.due(self._monotonic_s(), self._gpus):
             await self._plan(self._host)
         budgets = dict(self._host.budgets)

@@ -110,6 +110,7 @@ class GpuAgent:
         """End lapsed leases, set what the hardware does not have in force, free the GPUs of dead processes, publish."""
         for uuid, lease in self._book.expire(self._monotonic_s()).items():
             log.warning("lease of %s on %s lapsed: full clock", lease.owner, uuid)
+            metrics.lease_lapsed(uuid)
         self._look_for_drift()
         self._set_what_is_due()
         self._node.reap()

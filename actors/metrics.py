@@ -20,12 +20,16 @@ HELP = {
     "wattray_gpu_clock_target_hertz": "Highest SM clock wattray allows a GPU now.",
     "wattray_gpu_clock_event_info": "1 while this holds a GPU below the clock it may take.",
     "wattray_gpu_lease_age_seconds": "Time since the lease on a GPU was last renewed; 0 where there is none.",
+    "wattray_gpu_lease_lapses_total": "Leases that lapsed because their owner fell silent: the GPU went to full clock.",
+    "wattray_cluster_gpus": "GPUs of the nodes that Ray knows alive, up to those of the settings.",
+    "wattray_control_info": "1 for what wattray may do: act, or only recommend.",
     "wattray_gpu_energy_joules_total": "Energy a GPU has used since the agent started, idle included.",
     "wattray_pool_replicas": "Replicas of a pool that are ready.",
     "wattray_pool_gpu_budget": "GPUs a pool may hold.",
     "wattray_pool_load_requests_per_second": "Arrivals of a pool in the last seconds.",
     "wattray_decisions_total": "Actions taken by the control plane.",
     "wattray_requests_total": "Requests that ended at the router, by outcome.",
+    "wattray_request_slo_total": "Requests that ended, by whether they met their limits; lost and shed ones did not.",
     "wattray_request_retries_total": "Requests sent to another replica because the first one was lost.",
     "wattray_request_ttft_seconds": "Time to first token as the router saw it.",
     "wattray_training_iteration_seconds": "Last training iteration of a job, in GPU time.",
@@ -66,6 +70,15 @@ def gpu(reading: GpuReading, spent_j: float) -> None:
         counter("wattray_gpu_energy_joules_total", "uuid").inc(spent_j, tags)
 
 
+def lease_lapsed(uuid: str) -> None:
+    counter("wattray_gpu_lease_lapses_total", "uuid").inc(1, {"uuid": uuid})
+
+
+def cluster(gpus: int, control: str) -> None:
+    gauge("wattray_cluster_gpus").set(gpus)
+    gauge("wattray_control_info", "control").set(1.0, {"control": control})
+
+
 def pool(status: PoolStatus) -> None:
     tags = {"pool": str(status.pool)}
     ready = sum(replica.state is ReplicaState.READY for replica in status.replicas)
@@ -88,6 +101,10 @@ def request_ended(pool_name: str, outcome: str, ttft_s: float | None) -> None:
     counter("wattray_requests_total", "pool", "outcome").inc(1, {"pool": pool_name, "outcome": outcome})
     if ttft_s is not None:
         ttft_histogram().observe(ttft_s, {"pool": pool_name})
+
+
+def request_met(pool_name: str, met: bool) -> None:
+    counter("wattray_request_slo_total", "pool", "met").inc(1, {"pool": pool_name, "met": str(met).lower()})
 
 
 def request_retried() -> None:

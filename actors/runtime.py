@@ -46,6 +46,7 @@ NAMESPACE = "wattray"
 CLUSTER_MANAGER = "cluster_manager"
 LOAD_FORECASTER = "load_forecaster"
 PERSEUS_PLANNER = "perseus_planner"
+STATUS_PAGE = "status_page"
 TRAINING_GPUS = "wattray-training-gpus"
 """The placement group that keeps the training GPUs: Ray gives none of them to anything else."""
 RESERVE_S = 30.0
@@ -252,9 +253,13 @@ def first_budgets(policy: Policy, gpus: int, first_load: Load) -> Mapping[PoolNa
 
 def start_planner(deployment: Installation, site: TrainingSite) -> ActorHandle:
     """The planner of training jobs, on this node while it lives: its jobs are written there."""
+    return start_here(PerseusPlannerActor, PERSEUS_PLANNER, planner_folder(deployment.run_dir), site)
+
+
+def start_here(cls: type, name: str, *args: Any) -> ActorHandle:
+    """A control actor on this node, while the node lives."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    folder = planner_folder(deployment.run_dir)
-    return _start(PerseusPlannerActor, PERSEUS_PLANNER, folder, site, scheduling_strategy=here)
+    return _start(cls, name, *args, scheduling_strategy=here)
 
 
 def reserve_training_gpus(deployment: Installation) -> TrainingSite:

@@ -145,6 +145,8 @@ class ServeSettings(_Part):
     api_key_file: str | None = None
     """A file whose content clients must send as `Authorization: Bearer KEY`."""
     port: int = Field(8000, ge=1, le=65535)
+    admin_port: int | None = Field(None, ge=1, le=65535)
+    """Of the status page, on loopback only; default: the one after `port`, or any free one where that is taken."""
     model_name: str = "llama2-70b"
     engine: Literal["simulated", "transformers"] = "simulated"
     """The inference engine of every replica; docs/engines.md tells which when."""

@@ -17,6 +17,7 @@ from serve_apps.engines.factory import ReadExtensions, extensions_of, make_token
 from serve_apps.engines.protocol import GenerateRequest, Tokenizer
 from serve_apps.openai_api import DEFAULT_MAX_TOKENS, ChatRequest, CompletionRequest, refuse_unsupported
 from serve_apps.request_hints import RequestHints
+from serve_apps.token_counter import TokenCounter
 
 NO_HINTS = RequestHints()
 
@@ -42,7 +43,7 @@ class Admission:
         self, model_name: str, slo: Slo, limits: Limits, tokenizer: Tokenizer, read_extensions: ReadExtensions
     ) -> None:
         self.model_name, self.limits = model_name, limits
-        self._slo, self._tokenizer, self._read_extensions = slo, tokenizer, read_extensions
+        self._slo, self._counter, self._read_extensions = slo, TokenCounter(tokenizer), read_extensions
 
     @classmethod
     def of(cls, settings: Settings, profile: MachineProfile) -> Self:
@@ -54,19 +55,19 @@ class Admission:
             extensions_of(settings),
         )
 
-    def completion(self, body: CompletionRequest, hints: RequestHints = NO_HINTS) -> GenerateRequest:
+    async def completion(self, body: CompletionRequest, hints: RequestHints = NO_HINTS) -> GenerateRequest:
         """Raises ApiError for what cannot be served."""
         self._check(body)
         prompt = body.text_or_ids()
         if isinstance(prompt, str):
-            return self._request(body, hints, prompt, None, body.max_tokens)
-        return self._request(body, hints, "", tuple(prompt), body.max_tokens)
+            return await self._request(body, hints, prompt, None, body.max_tokens)
+        return await self._request(body, hints, "", tuple(prompt), body.max_tokens)
 
-    def chat(self, body: ChatRequest, hints: RequestHints = NO_HINTS) -> GenerateRequest:
+    async def chat(self, body: ChatRequest, hints: RequestHints = NO_HINTS) -> GenerateRequest:
         """Raises ApiError for what cannot be served."""
         self._check(body)
         text = "\n".join(message.text() for message in body.messages)
-        return self._request(body, hints, text, None, body.max_completion_tokens or body.max_tokens)
+        return await self._request(body, hints, text, None, body.max_completion_tokens or body.max_tokens)
 
     def _check(self, body: CompletionRequest | ChatRequest) -> None:
         if body.model != self.model_name:
@@ -76,7 +77,7 @@ class Admission:
         if body.stream_options is not None and not body.streams:
             raise ApiError(400, "stream_options: only for a request with stream true", param="stream_options")
 
-    def _request(
+    async def _request(
         self,
         body: CompletionRequest | ChatRequest,
         hints: RequestHints,
@@ -92,7 +93,7 @@ class Admission:
         if asked_tokens is not None and asked_tokens > limits.output_tokens:
             message = f"max_tokens: {asked_tokens} is more than the {limits.output_tokens} tokens an answer may have"
             raise ApiError(400, message, "max_tokens_too_large", "max_tokens")
-        input_tokens = self._tokenizer.count_tokens(prompt) if token_ids is None else len(token_ids)
+        input_tokens = await self._counter.count(prompt) if token_ids is None else len(token_ids)
         room = limits.context_tokens - input_tokens
         max_tokens = (
             min(DEFAULT_MAX_TOKENS, limits.output_tokens, max(1, room)) if asked_tokens is None else asked_tokens

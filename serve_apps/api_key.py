@@ -9,13 +9,18 @@ from starlette.requests import Request
 from serve_apps.api_errors import ApiError
 
 
-def key_guard(path: Path) -> Callable[[Request], Awaitable[None]]:
-    """Refuses requests without ``Authorization: Bearer KEY``, the key being the content of the file. Raises OSError
-    where it cannot be read and ValueError where it is empty: a router without its key must not start."""
+def read_key(path: Path) -> str:
+    """The content of the file. Raises OSError where it cannot be read and ValueError where it is empty."""
     key = path.read_text().strip()
     if not key:
         raise ValueError(f"serve.api_key_file {path} is empty; write a key into it")
-    expected = f"Bearer {key}".encode()
+    return key
+
+
+def key_guard(path: Path) -> Callable[[Request], Awaitable[None]]:
+    """Refuses requests without ``Authorization: Bearer KEY``, the key being the content of the file. Raises as
+    ``read_key`` does: a router without its key must not start."""
+    expected = f"Bearer {read_key(path)}".encode()
 
     async def guard(request: Request) -> None:
         sent = request.headers.get("authorization", "").encode("latin-1", "replace")

@@ -81,6 +81,7 @@ class Meter(Protocol):
     """Where counts are published; ``actors.metrics`` is one."""
 
     def request_ended(self, pool_name: str, outcome: str, ttft_s: float | None) -> None: ...
+    def request_met(self, pool_name: str, met: bool) -> None: ...
     def request_retried(self) -> None: ...
 
 
@@ -88,7 +89,7 @@ class Counts:
     """Requests since the router started: every one that was admitted or refused, once, by what became of it."""
 
     def __init__(self, meter: Meter | None = None) -> None:
-        self.accepted = self.spilled = self.retried = 0
+        self.accepted = self.spilled = self.retried = self.slo_met = self.slo_missed = 0
         self.ended = dict.fromkeys(Outcome, 0)
         self._meter = meter
 
@@ -96,6 +97,14 @@ class Counts:
         self.ended[outcome] += 1
         if self._meter is not None:
             self._meter.request_ended(str(pool or "none"), outcome, ttft_s)
+
+    def slo(self, met: bool, pool: PoolName | None = None) -> None:
+        """A request met its limits or missed them. One that was lost or shed missed them; one that its client broke off
+        or had to change is not told here."""
+        self.slo_met += met
+        self.slo_missed += not met
+        if self._meter is not None:
+            self._meter.request_met(str(pool or "none"), met)
 
     def not_admitted(self, status: int) -> None:
         """The router answered a request with this status before it was admitted."""
@@ -108,7 +117,8 @@ class Counts:
 
     def by_name(self) -> dict[str, int]:
         ended = {str(outcome): count for outcome, count in self.ended.items()}
-        return {"accepted": self.accepted, **ended, "spilled": self.spilled, "retried": self.retried}
+        slo = {"slo_met": self.slo_met, "slo_missed": self.slo_missed}
+        return {"accepted": self.accepted, **ended, "spilled": self.spilled, "retried": self.retried, **slo}
 
 
 @dataclass(slots=True)
@@ -120,10 +130,17 @@ class _InFlight:
     account: Account
     pool: PoolName | None = None
     ttft_s: float | None = None
+    mean_tbt_s: float = 0.0
+    """Known once it has finished."""
     lost: frozenset[ReplicaId] = frozenset()
     """Replicas that failed it: not chosen again while there are others, though Serve may still list them."""
     finished: bool = False
     """The engine has ended the answer; what comes after is the client's business."""
+
+    def in_time(self) -> bool:
+        """Whether first token and mean time between tokens kept the request's limits."""
+        request = self.request
+        return (self.ttft_s or 0.0) <= request.ttft_limit_s and self.mean_tbt_s <= request.tbt_limit_s
 
 
 class Dispatcher:
@@ -191,6 +208,7 @@ class Dispatcher:
         """Count the request once it has ended, and turn what ended it into what the client is told. Raises ApiError
         where too many wait."""
         if self._waiting >= self._most_waiting:
+            self.counts.slo(met=False)
             message = f"{self._waiting} requests wait for their first token already; send it again later"
             raise ApiError(429, message, "overloaded")
         self._waiting += 1
@@ -219,6 +237,8 @@ class Dispatcher:
         finally:
             self._waiting -= flight.ttft_s is None
             self.counts.end(outcome, flight.pool, flight.ttft_s)
+            if outcome not in (Outcome.CANCELLED, Outcome.REFUSED):
+                self.counts.slo(outcome is Outcome.COMPLETED and flight.in_time(), flight.pool)
             self.ledger.add(Used(request.tenant, request.input_tokens, account.tokens, account.energy_j))
 
     async def _attempt(self, flight: _InFlight) -> AsyncGenerator[Chunk, None]:
@@ -239,6 +259,9 @@ class Dispatcher:
                     if chunk.finish_reason is not None:
                         ended = flight.finished = True
                         flight.account.energy_j = chunk.energy_j
+                        if tokens > 1 and flight.ttft_s is not None:
+                            since_first_s = self._clock_s() - flight.began_s - flight.ttft_s
+                            flight.mean_tbt_s = since_first_s / (tokens - 1)
                         self._host.ended(request.request_id, replica_id, request.input_tokens, tokens)
                     yield chunk
             if not ended:

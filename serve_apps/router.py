@@ -63,12 +63,12 @@ def make_api(desk: Desk, guards: Sequence[Depends] = ()) -> FastAPI:
 
     @api.post("/v1/completions", dependencies=guards)
     async def completions(body: CompletionRequest, http: Request) -> Response:
-        admitted = desk.admission.completion(body, read_hints(http.headers))
+        admitted = await desk.admission.completion(body, read_hints(http.headers))
         return await _answer(desk.dispatcher, body, admitted, chat=False)
 
     @api.post("/v1/chat/completions", dependencies=guards)
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
-        admitted = desk.admission.chat(body, read_hints(http.headers))
+        admitted = await desk.admission.chat(body, read_hints(http.headers))
         return await _answer(desk.dispatcher, body, admitted, chat=True)
 
     return api

@@ -69,9 +69,13 @@ class Noted:
 
     ended: list[tuple[str, str, float | None]] = field(default_factory=list)
     retries: int = 0
+    met: list[tuple[str, bool]] = field(default_factory=list)
 
     def request_ended(self, pool_name: str, outcome: str, ttft_s: float | None) -> None:
         self.ended.append((pool_name, outcome, ttft_s))
+
+    def request_met(self, pool_name: str, met: bool) -> None:
+        self.met.append((pool_name, met))
 
     def request_retried(self) -> None:
         self.retries += 1

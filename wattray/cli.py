@@ -120,7 +120,8 @@ def up(
         ports = Ports(ray_port, dashboard_port, metrics_port)
         running = lifecycle.up(settings, ports, expected, address, lambda text: status.update(text))
     console.print(
-        f"up: {running.router_url}/v1 serves {settings.serve.model_name!r}; Ray dashboard {running.dashboard_url}"
+        f"up: {running.router_url}/v1 serves {settings.serve.model_name!r}; status page {running.status_url}; "
+        f"Ray dashboard {running.dashboard_url}"
     )
     if os.environ.get("RAY_AUTH_MODE") == "token":
         console.print("Ray wants a token: `ray job submit --address wattray://here` or `export RAY_AUTH_MODE=token`")

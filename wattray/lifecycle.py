@@ -19,6 +19,7 @@ from serve_apps import app
 from serve_apps.engines.factory import EngineMissingError, check_engine
 from serve_apps.engines.protocol import EngineError
 from serve_apps.scaling import set_replicas
+from serve_apps.status_page import start_status_page
 from wattray import ray_auth, ray_head, run_folder, running
 from wattray.errors import WattrayError
 from wattray.exposure import check_exposure
@@ -42,6 +43,8 @@ def up(
     cannot work, and ends what it started where it fails later: the error that is raised is the first one.
     """
     _check_plan(settings)
+    if settings.serve.admin_port is not None:
+        ray_head.check_free("127.0.0.1", settings.serve.admin_port, "the status page", "serve.admin_port")
     return _up(settings, ports, address, say, own_head, partial(_start_apps, first_load=first_load))
 
 
@@ -166,9 +169,22 @@ def _start_apps(
     _check_router(state.router_url)
     say("starting the control actors")
     runtime.start_control_plane(deployment, first_load, set_replicas)
+    state = _start_page(deployment, state)
+    began(state)
     say("starting the first replicas")
     _wait_for_replicas(settings)
     return state
+
+
+def _start_page(deployment: Installation, state: Running) -> Running:
+    serving = deployment.settings.serve
+    port = serving.admin_port or ray_head.free_port_at_best(serving.port + 1)
+    page = start_status_page(deployment, port)
+    try:
+        ray.get(page.ready.remote(), timeout=READY_S)
+    except ray.exceptions.RayError as error:
+        raise WattrayError(f"the status page does not start on port {port}: {error}") from None
+    return state.model_copy(update={"status_url": f"http://127.0.0.1:{port}"})
 
 
 def _check_plan(settings: Settings) -> None:

@@ -99,6 +99,15 @@ def start(
     return head
 
 
+def free_port_at_best(port: int) -> int:
+    """This port of loopback where it is free, else any free one."""
+    try:
+        check_free("127.0.0.1", port, "", "")
+    except (WattrayError, OverflowError):
+        return _any_free_port()
+    return port
+
+
 def _any_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))

@@ -26,6 +26,8 @@ class Running(BaseModel):
     run_dir: str | None = None
     """Name of the run folder here; None for a control plane that was started elsewhere."""
     router_url: str = ""
+    status_url: str = ""
+    """Of the status page; empty where there is none."""
     head: ProcessIdentity | None = None
     """None where wattray attached to a Ray that was running already."""
     apps: tuple[str, ...] = ()

@@ -70,7 +70,8 @@ def this_routers_app(deployment: Installation) -> ASGIApp:
     by_app = speeds(policy, profile)
     directory, counts = ReplicaDirectory(by_app), Counts()
     dispatcher = Dispatcher(RouterHost(policy), directory, replica_calls.ServeCalls(by_app), counts)
-    return make_api(Desk(Admission.of(settings, profile), dispatcher, directory, counts, settings.serve.max_body_bytes))
+    admission, most = Admission.of(settings, profile), settings.serve.max_body_bytes
+    return make_api(Desk(admission, dispatcher, directory, counts, most, settings.serve.engine))
 
 
 def know_replicas() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers
 
 from serve_apps.engines.protocol import EngineError
 
@@ -40,10 +40,14 @@ class ModelTokenizer:
         return int(self._tokenizer.get_vocab_size())
 
     def count_tokens(self, text: str) -> int:
-        return len(self.encode(text))
+        return max(1, len(self._encoding(text)))
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text).ids) or [0]
+        return list(self._encoding(text).ids) or [0]
+
+    def _encoding(self, text: str) -> Encoding:
+        """Without the offsets of tokens in the text, which take three quarters of the time."""
+        return self._tokenizer.encode_batch_fast([text])[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens; bytes that are no UTF-8 become U+FFFD."""

@@ -4,19 +4,29 @@ import json
 import re
 
 import pytest
+import yaml
 from tests_support import ROOT
 
 from actors.metrics import HELP
 
 DASHBOARD = json.loads((ROOT / "docs" / "grafana" / "wattray.json").read_text())
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-UNITS = "watts hertz joules_total seconds total ratio replicas gpu_budget per_second info"
+ALERTS = yaml.safe_load((ROOT / "docs" / "grafana" / "alerts.yaml").read_text())
+RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+UNITS = "watts hertz joules_total seconds total ratio replicas gpus gpu_budget per_second info"
 BASE_UNITS = tuple(f"_{unit}" for unit in UNITS.split())
 
 
-def test_the_dashboard_asks_only_for_metrics_that_exist() -> None:
-    asked = {name for expression in EXPRESSIONS for name in re.findall(r"ray_(wattray_\w+)", expression)}
+@pytest.mark.parametrize("expressions", [EXPRESSIONS, [rule["expr"] for rule in RULES]], ids=["dashboard", "alerts"])
+def test_dashboard_and_alerts_ask_only_for_metrics_that_exist(expressions: list[str]) -> None:
+    asked = {name for expression in expressions for name in re.findall(r"ray_(wattray_\w+)", expression)}
+    assert asked
     assert {name.removesuffix("_bucket") for name in asked} <= set(HELP)
+
+
+def test_alerts_ask_only_for_rates_that_are_recorded() -> None:
+    asked = {name for rule in RULES for name in re.findall(r"wattray:[\w:]+", rule["expr"])}
+    assert asked == {rule["record"] for rule in RULES if "record" in rule}
 
 
 @pytest.mark.parametrize("name", HELP)

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from dataclasses import replace
 
 import pytest
 from router_fakes import APP, RouterParts, ScriptedReplicas, answers, does, router_of, site_policy
@@ -11,7 +12,13 @@ from control_plane.domain import ReplicaId
 from serve_apps import running_replicas
 from serve_apps.api_errors import AdmittedError
 from serve_apps.dispatch import Account, Answer, ReplicaLostError
-from serve_apps.engines.protocol import Chunk, EngineError, EngineStoppedError, GenerateRequest
+from serve_apps.engines.protocol import (
+    Chunk,
+    EngineError,
+    EngineStoppedError,
+    GenerateRequest,
+    RequestRefusedError,
+)
 from serve_apps.replica_calls import first_or_lost
 from serve_apps.replica_directory import AppSpeed, ReplicaDirectory, speeds
 
@@ -43,8 +50,11 @@ def test_a_replica_lost_before_its_first_token_costs_a_retry_and_no_failure(lost
         "unavailable": 0,
         "spilled": 0,
         "retried": 1,
+        "slo_met": 1,
+        "slo_missed": 0,
     }
     assert parts.meter.retries == 1
+    assert parts.meter.met == [("short-medium", True)]
     [(pool, outcome, ttft_s)] = parts.meter.ended
     assert (pool, outcome) == ("short-medium", "completed")
     assert ttft_s is not None
@@ -55,6 +65,32 @@ def test_a_replica_lost_before_its_first_token_costs_a_retry_and_no_failure(lost
         ("first_token", "q", "r1"),
         ("ended", "q", "r1", 2, 2),
     ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "limits", "met"),
+    [
+        ((0.02, Chunk("a", 1, "stop")), {"ttft_limit_s": 0.01}, [False]),
+        ((Chunk("a", 1), 0.02, Chunk("b", 1, "stop")), {"tbt_limit_s": 0.01}, [False]),
+        ((Chunk("a", 1), Chunk("b", 1, "stop")), {"ttft_limit_s": 60.0, "tbt_limit_s": 60.0}, [True]),
+        ((Chunk("a", 1), LOST), {}, [False]),
+        ((RequestRefusedError("too long"),), {}, []),
+    ],
+    ids=["late first token", "slow tokens", "in time", "broken off", "refused: the client's fault"],
+)
+def test_every_request_meets_its_limits_or_misses_them_once(
+    steps: tuple[Chunk | Exception | float, ...], limits: dict[str, float], met: list[bool]
+) -> None:
+    parts = router_of(ScriptedReplicas(r0=does(*steps)))
+
+    async def run() -> None:
+        with suppress(AdmittedError):
+            async for _ in parts.desk.dispatcher.stream(replace(REQUEST, **limits)):
+                pass
+
+    asyncio.run(run())
+    assert parts.meter.met == [("short-medium", each) for each in met]
+    assert parts.counts.slo_missed == met.count(False)
 
 
 def test_a_whole_answer_starts_anew_when_its_replica_dies_in_the_middle() -> None:

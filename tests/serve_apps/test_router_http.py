@@ -134,6 +134,7 @@ def test_beyond_so_many_that_wait_requests_are_told_to_come_back() -> None:
     assert int(refused.headers["retry-after"]) > 0
     assert [response.status_code for response in (later, *first)] == [200, 200, 200]
     assert (parts.counts.accepted, parts.counts.ended[Outcome.REFUSED]) == (3, 1)
+    assert parts.counts.slo_missed >= 1  # whoever is sent away has not been served in time
 
 
 def test_limits_in_headers_are_the_requests_own() -> None:
@@ -334,6 +335,8 @@ def test_three_dead_replicas_are_a_typed_503(stream: bool) -> None:
         "unavailable": 1,
         "spilled": 0,
         "retried": 2,
+        "slo_met": 0,
+        "slo_missed": 1,
     }
 
 
