@@ -14,6 +14,7 @@ from typing import Protocol
 
 from control_plane.domain import PoolName, ReplicaId
 from control_plane.serving.hosting import RouterHost
+from control_plane.serving.length_quantiles import Requester
 from control_plane.serving.policy import RoutedRequest
 from control_plane.serving.routing import Candidate
 from control_plane.settings import ServeSettings
@@ -218,6 +219,7 @@ class Dispatcher:
             raise
         finally:
             self._waiting -= flight.ttft_s is None
+            self._host.gone(request.request_id)
             self.counts.end(outcome, flight.pool, flight.ttft_s)
             self.ledger.add(Used(request.tenant, request.input_tokens, account.tokens, account.energy_j))
 
@@ -269,4 +271,6 @@ class Dispatcher:
 
 
 def _routed(request: GenerateRequest) -> RoutedRequest:
-    return RoutedRequest(request.request_id, request.input_tokens, request.max_tokens, request.own_limits)
+    who = Requester(request.tenant, request.app)
+    limits, hint = request.own_limits, request.hinted_tokens
+    return RoutedRequest(request.request_id, request.input_tokens, request.max_tokens, limits, who, hint)
