@@ -83,6 +83,14 @@ class ShardingSettings(_Part):
 class ForecastSettings(_Part):
     """Load forecast from arrivals."""
 
+    method: Literal["window", "portfolio"] = "window"
+    """`portfolio`: forecasts that compete (docs/forecast.md). It plans for the busiest of the next bins instead of the
+    busiest of the last `peak_hold_s`, once it has seen enough of them."""
+    portfolio_bin_s: float = Field(300.0, gt=0)
+    portfolio_bins: int = Field(6, ge=1)
+    """How far ahead the portfolio looks: half an hour, what the cluster is planned for."""
+    portfolio_quantile: float = Field(0.9, ge=0.5, lt=1)
+    """The share of cases in which the load should stay below the portfolio's upper bound."""
     bin_s: float = Field(15.0, gt=0)
     """A rise is seen within one bin."""
     window_bins: int = Field(12, ge=1)
@@ -192,6 +200,9 @@ class Settings(_Part):
     """Serving policy by name, see ``control_plane.serving.policies.registry``."""
     phases: Literal["auto", "together"] = "auto"
     """`auto` lets a policy run prefill and decode on different replicas where engines hand KV caches over."""
+    lengths: Literal["table", "learned"] = "table"
+    """How output lengths are predicted: `table`, the mean by input class; `learned`, quantiles by tenant, application
+    and input tokens (docs/forecast.md), fitted in the router's process beside its loop."""
     profile: str = "llama2-70b-h100"
     """Energy profile by name (`wattray profile list` shows them), or a profile file's path or its text."""
     profile_correction: bool = True

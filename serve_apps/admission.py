@@ -114,6 +114,8 @@ class Admission:
             tbt_limit_s=self._slo.tbt_s if own.tbt_s is None else own.tbt_s,
             own_limits=hints.limits,
             tenant=hints.tenant,
+            app=hints.app,
+            hinted_tokens=hints.output_tokens,
             extensions=extensions,
         )
 

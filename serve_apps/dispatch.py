@@ -14,6 +14,7 @@ from typing import Protocol
 
 from control_plane.domain import PoolName, ReplicaId
 from control_plane.serving.hosting import RouterHost
+from control_plane.serving.length_quantiles import Requester
 from control_plane.serving.policy import RoutedRequest
 from control_plane.serving.routing import Candidate
 from control_plane.settings import ServeSettings
@@ -236,6 +237,7 @@ class Dispatcher:
             raise
         finally:
             self._waiting -= flight.ttft_s is None
+            self._host.gone(request.request_id)
             self.counts.end(outcome, flight.pool, flight.ttft_s)
             if outcome not in (Outcome.CANCELLED, Outcome.REFUSED):
                 self.counts.slo(outcome is Outcome.COMPLETED and flight.in_time(), flight.pool)
@@ -292,4 +294,6 @@ class Dispatcher:
 
 
 def _routed(request: GenerateRequest) -> RoutedRequest:
-    return RoutedRequest(request.request_id, request.input_tokens, request.max_tokens, request.own_limits)
+    who = Requester(request.tenant, request.app)
+    limits, hint = request.own_limits, request.hinted_tokens
+    return RoutedRequest(request.request_id, request.input_tokens, request.max_tokens, limits, who, hint)

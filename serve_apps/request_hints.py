@@ -1,4 +1,5 @@
-"""What a request's headers ask for beside its body: limits of its own, and who pays."""
+"""What a request's headers ask for beside its body: limits of its own, who pays, and how
+long an answer it expects."""
 
 import math
 import re
@@ -11,6 +12,9 @@ from serve_apps.api_errors import ApiError
 TTFT_HEADER = "x-slo-ttft-ms"
 TPOT_HEADER = "x-slo-tpot-ms"
 TENANT_HEADER = "x-wattray-tenant"
+APP_HEADER = "x-wattray-app"
+TOKENS_HEADER = "x-wattray-output-tokens"
+MOST_HINTED_TOKENS = 1_000_000
 NO_TENANT = "default"
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:-]{0,63}")
 
@@ -21,6 +25,10 @@ class RequestHints:
 
     limits: RequestSlo | None = None
     tenant: str = NO_TENANT
+    app: str = ""
+    """Which of the tenant's applications asks: its answers are about as long."""
+    output_tokens: int | None = None
+    """How long an answer the client expects."""
 
 
 def read_hints(headers: Mapping[str, str]) -> RequestHints:
@@ -31,7 +39,22 @@ def read_hints(headers: Mapping[str, str]) -> RequestHints:
     if not _TENANT.fullmatch(tenant):
         message = f"{TENANT_HEADER}: {tenant[:70]!r} is no tenant's name; use up to 64 letters, digits and . _ @ : -"
         raise ApiError(400, message, "invalid_header", TENANT_HEADER)
-    return RequestHints(limits, tenant)
+    app = headers.get(APP_HEADER, "")
+    if app and not _TENANT.fullmatch(app):
+        message = f"{APP_HEADER}: {app[:70]!r} is no application's name; use up to 64 letters, digits and . _ @ : -"
+        raise ApiError(400, message, "invalid_header", APP_HEADER)
+    return RequestHints(limits, tenant, app, _tokens(headers, TOKENS_HEADER))
+
+
+def _tokens(headers: Mapping[str, str], name: str) -> int | None:
+    text = headers.get(name)
+    if text is None:
+        return None
+    tokens = int(text) if text.isascii() and text.isdecimal() and len(text) < 9 else 0
+    if not 0 < tokens <= MOST_HINTED_TOKENS:
+        message = f"{name}: {text[:50]!r} is not a number of tokens, from 1 to {MOST_HINTED_TOKENS:,}"
+        raise ApiError(400, message, "invalid_header", name)
+    return tokens
 
 
 def _seconds(headers: Mapping[str, str], name: str) -> float | None:

@@ -18,12 +18,14 @@ from starlette.types import ASGIApp
 from actors import metrics, runtime
 from actors.runtime import Installation
 from control_plane.serving.hosting import RouterHost
+from control_plane.serving.length_quantiles import lengths_for
 from serve_apps.admission import Admission, BodyLimit
 from serve_apps.api_errors import add_handlers
 from serve_apps.api_key import key_guard
 from serve_apps.control_actors import ControlActors
 from serve_apps.dispatch import Account, Counts, Dispatcher
 from serve_apps.engines.protocol import GenerateRequest
+from serve_apps.length_fits import fit_lengths
 from serve_apps.openai_api import AnswerShape, ChatRequest, CompletionRequest, model_list, usage
 from serve_apps.replica_calls import ServeCalls
 from serve_apps.replica_directory import ReplicaDirectory, speeds
@@ -103,7 +105,8 @@ class Router:
         settings, profile = deployment.settings, deployment.profile
         policy = deployment.policy()
         by_app = speeds(policy, profile)
-        host, directory = RouterHost(policy, slo=settings.slo.slo()), ReplicaDirectory(by_app)
+        host = RouterHost(policy, slo=settings.slo.slo(), lengths=lengths_for(settings))
+        directory = ReplicaDirectory(by_app)
         counts = Counts(metrics)
         serving = settings.serve
         most_waiting = serving.max_waiting_requests
@@ -113,7 +116,9 @@ class Router:
         key_file = settings.serve.api_key_file
         self._guards = [] if key_file is None else [Depends(key_guard(Path(key_file)))]
         reports = RouterReports(host, directory, ControlActors(runtime.actor), dispatcher.ledger)
-        self._reporting = asyncio.get_running_loop().create_task(reports.run())
+        loop = asyncio.get_running_loop()
+        self._reporting = loop.create_task(reports.run())
+        self._fitting = loop.create_task(fit_lengths(host)) if settings.lengths == "learned" else None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Ray Serve asks for it after the constructor."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from control_plane.domain import Load, PoolName, ReplicaId
 from control_plane.hardware.profiles import DEFAULT_PROFILE, load_profile
 from control_plane.serving.hosting import RouterHost
+from control_plane.serving.length_quantiles import lengths_for
 from control_plane.serving.policies.registry import make_policy
 from control_plane.serving.policy import Needs, Policy, RoutedRequest, Site
 from control_plane.serving.routing import Candidate, Route
@@ -142,7 +143,7 @@ class RouterParts:
 
 def router_of(replicas: ScriptedReplicas, settings: Settings = SETTINGS, no_replica_wait_s: float = 0.0) -> RouterParts:
     policy, meter = TakingTurns(), Noted()
-    host = RouterHost(policy)  # type: ignore[arg-type]
+    host = RouterHost(policy, lengths=lengths_for(settings))  # type: ignore[arg-type]
     directory = ReplicaDirectory(speeds(site_policy(settings), PROFILE))
     counts = Counts(meter)
     most_waiting = settings.serve.max_waiting_requests

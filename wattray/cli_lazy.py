@@ -28,6 +28,10 @@ COMMANDS: Mapping[str, Lazy] = MappingProxyType(
             "wattray.cli_simulate:bound_command",
             "The least energy any policy could spend on a trace and hold the SLO for 99 % of it.",
         ),
+        "forecast": Lazy(
+            "wattray.cli_forecast:forecast_command",
+            "Forecast the load after a trace, or with --backtest show how well it would have been forecast throughout.",
+        ),
         "allocate": Lazy(
             "wattray.cli_allocate:allocate_command",
             "Allocate GPUs, tensor parallelism and clocks to pools at the least power that holds the SLO.",

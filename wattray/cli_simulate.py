@@ -133,7 +133,7 @@ def simulate_command(
         wanted = trace_request(
             trace, trace_format, scale, hours, seed, time_unit, lengths, columns, sort=sort, skip_bad=skip_bad
         )
-        with _progress(console) as told:
+        with progress_bars(console) as told:
             read, left_out = _loaded(wanted, machine, told, console)
             requests = read.trace
             question = comparison.Question(requests, machine, settings, names, gpus, idle, share, today=today)
@@ -210,7 +210,7 @@ def bound_command(
         )
         tables = {tp: ShapeTables.of(machine, tp) for tp in machine.tps}
         billed = gpus if idle is IdleGpus.CHARGED and gpus is not None else 0
-        with _progress(console) as told:
+        with progress_bars(console) as told:
             requests = _loaded(wanted, machine, told, console)[0].trace
             until_s = requests.duration_s + SETTLE_S
             bound = energy_bound(
@@ -284,7 +284,7 @@ def _width() -> int:
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Told]:
+def progress_bars(console: Console) -> Iterator[Told]:
     """A bar per run; it redraws four times a second, whatever the simulator's pace."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     bars: dict[str, TaskID] = {}

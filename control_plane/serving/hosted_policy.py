@@ -9,6 +9,7 @@ from collections.abc import Hashable, Sequence
 from control_plane.actions import Action, SetReplicas, Step
 from control_plane.domain import Load, PoolName, ReplicaId, ReplicaView, Role, Slo
 from control_plane.serving.hosting import ClusterHost, LoadHost, PoolHost, RouterHost
+from control_plane.serving.length_quantiles import LengthPredictor
 from control_plane.serving.load_forecast import Forecast
 from control_plane.serving.policy import Governor, Needs, Policy, RoutedRequest
 from control_plane.serving.routing import Candidate
@@ -29,11 +30,12 @@ class HostedPolicy:
         gpus: int,
         first_load: Load | None = None,
         slo: Slo | None = None,
+        lengths: LengthPredictor | None = None,
     ) -> None:
         """``gpus`` are all that the cluster has; ``first_load`` is what it should be ready for at once."""
         self._policy, self._gpus = policy, gpus
         self._first_load = first_load or Load()
-        self._router = RouterHost(policy, slo=slo)
+        self._router = RouterHost(policy, slo=slo, lengths=lengths)
         self._pools = {pool.pool: PoolHost(policy, pool.pool) for pool in policy.pools}
         self._cluster = ClusterHost(policy)
         self._load = LoadHost(policy.needs, settings, self._first_load, 0.0)
@@ -95,6 +97,7 @@ class HostedPolicy:
     def step(self, now_s: float, replicas: Sequence[tuple[PoolName, ReplicaView]]) -> Step:
         self._load.arrived(self._router.take_arrivals())
         self._load.answered(self._router.take_answers())
+        self._refit()
         forecast = self._load.forecast(now_s, self._cluster.due(now_s, self._gpus))
         actions: list[Action] = []
         if self._cluster.due(now_s, self._gpus):
@@ -102,6 +105,15 @@ class HostedPolicy:
         actions += self._step_pools(now_s, forecast, replicas)
         wake_at_s = min([self._cluster.next_plan_s, *(host.wake_at_s for host in self._pools.values())])
         return Step(tuple(actions), wake_at_s)
+
+    def _refit(self) -> None:
+        """Live, fits are solved beside the loop; in virtual time they take no time."""
+        load = self._load.fit_due()
+        if load is not None:
+            self._load.adopt(load.solve())
+        lengths = self._router.length_fit_due()
+        if lengths is not None:
+            self._router.adopt_lengths(lengths.solve())
 
     def _step_pools(
         self, now_s: float, forecast: Forecast, replicas: Sequence[tuple[PoolName, ReplicaView]]

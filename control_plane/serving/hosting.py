@@ -11,7 +11,9 @@ from dataclasses import replace
 from control_plane.actions import SetGpuBudget, Step
 from control_plane.domain import InputClass, Load, PoolName, ReplicaId, ReplicaView, Slo
 from control_plane.serving.arrival_log import Answers, ArrivalLog
-from control_plane.serving.load_forecast import Arrival, Forecast, WindowForecaster
+from control_plane.serving.length_quantiles import ANYBODY, LengthFit, LengthForecast, LengthPredictor, LengthTrees
+from control_plane.serving.load_forecast import Arrival, Forecast, PortfolioForecaster, WindowForecaster
+from control_plane.serving.load_members import Fit, Fitted
 from control_plane.serving.policy import Needs, Policy, RoutedRequest
 from control_plane.serving.routing import Candidate, Route
 from control_plane.serving.rules import PhaseRule, RuledRouter
@@ -22,15 +24,23 @@ from control_plane.settings import ForecastSettings, PoolSettings
 class RouterHost:
     """The policy's router, and the arrivals that the load forecaster has not been told of yet."""
 
-    def __init__(self, policy: Policy, keep_arrivals: int = 100_000, slo: Slo | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        keep_arrivals: int = 100_000,
+        slo: Slo | None = None,
+        lengths: LengthPredictor | None = None,
+    ) -> None:
         """``keep_arrivals``: of more arrivals that nobody takes, the oldest are forgotten. ``slo``: which first tokens
-        are late."""
+        are late. ``lengths``: predicts for the policy instead of its router's table."""
         self._router = policy.router()
         self._sees_slo = policy.needs.request_slo
         self._keep_arrivals = keep_arrivals
         self._arrivals: list[Arrival] = []
         self._sees_past, self._slo = policy.needs.recent, slo or Slo()
         self._answered = self._late = 0
+        self._lengths = lengths
+        self._admitted: dict[Hashable, RoutedRequest] = {}
 
     @property
     def rule(self) -> PhaseRule | None:
@@ -39,7 +49,12 @@ class RouterHost:
 
     def admit(self, now_s: float, request: RoutedRequest) -> float:
         """Note an arrival once it is certain that it will be served; returns its expected output tokens."""
-        expected_tokens = self._router.expected_tokens(request.input_tokens, request.max_tokens)
+        if self._lengths is None:
+            expected_tokens = self._router.expected_tokens(request.input_tokens, request.max_tokens)
+        else:
+            expected_tokens = self._predicted(request, self._lengths).expected
+            if request.who is not ANYBODY or request.hint_tokens is not None:
+                self._admitted[request.key] = request
         self._arrivals.append(Arrival(now_s, request.input_tokens, expected_tokens))
         if len(self._arrivals) > self._keep_arrivals:
             del self._arrivals[: self._keep_arrivals // 2]
@@ -53,6 +68,8 @@ class RouterHost:
     def route(self, now_s: float, request: RoutedRequest, candidates: Sequence[Candidate]) -> Route | None:
         if request.slo is not None and not self._sees_slo:
             request = request._replace(slo=None)
+        if self._lengths is not None:
+            request = request._replace(predicted=self._predicted(request, self._lengths))
         return self._router.route(now_s, request, candidates)
 
     def route_decode(
@@ -75,9 +92,30 @@ class RouterHost:
 
     def ended(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, output_tokens: int) -> None:
         self._router.ended(key, replica_id, input_tokens, output_tokens)
+        if self._lengths is not None:
+            asked = self._admitted.pop(key, None)
+            who, hint = (ANYBODY, None) if asked is None else (asked.who, asked.hint_tokens)
+            self._lengths.learn(who, input_tokens, output_tokens, hint)
 
     def dropped(self, key: Hashable, replica_id: ReplicaId) -> None:
+        """It may be routed again."""
         self._router.dropped(key, replica_id)
+
+    def gone(self, key: Hashable) -> None:
+        """The request is over, whatever became of it."""
+        self._admitted.pop(key, None)
+
+    def length_fit_due(self) -> LengthFit | None:
+        """A fit of the length predictor that is due: to be solved elsewhere and handed to ``adopt_lengths``."""
+        return None if self._lengths is None else self._lengths.fit_due()
+
+    def adopt_lengths(self, trees: LengthTrees) -> None:
+        if self._lengths is not None:
+            self._lengths.adopt(trees)
+
+    @staticmethod
+    def _predicted(request: RoutedRequest, lengths: LengthPredictor) -> LengthForecast:
+        return lengths.predict(request.who, request.input_tokens, request.max_tokens, request.hint_tokens)
 
     def forget(self, alive: Iterable[ReplicaId]) -> None:
         self._router.forget(alive)
@@ -88,7 +126,8 @@ class LoadHost:
 
     def __init__(self, needs: Needs, settings: ForecastSettings, first_load: Load, now_s: float) -> None:
         self._needs = needs
-        self._forecaster = WindowForecaster(settings, first_load, now_s)
+        kind = PortfolioForecaster if settings.method == "portfolio" and needs.forecast else WindowForecaster
+        self._forecaster = kind(settings, first_load, now_s)
         self._log = ArrivalLog()
 
     def arrived(self, arrivals: Iterable[Arrival]) -> None:
@@ -101,6 +140,14 @@ class LoadHost:
 
     def answered(self, answers: Answers) -> None:
         self._log.answers(answers)
+
+    def fit_due(self) -> Fit | None:
+        """A fit of the forecast that is due: to be solved outside the control loop and handed to ``adopt``."""
+        return self._forecaster.fit_due() if isinstance(self._forecaster, PortfolioForecaster) else None
+
+    def adopt(self, fitted: Fitted) -> None:
+        if isinstance(self._forecaster, PortfolioForecaster):
+            self._forecaster.adopt(fitted)
 
     def forecast(self, now_s: float, with_past: bool) -> Forecast:
         """``with_past``: the cluster's controller is about to plan; the past is a copy, so nobody else is given it."""

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from control_plane.domain import ClassLoad, InputClass, Load
 from control_plane.serving.arrival_log import Arrivals
+from control_plane.serving.load_members import Fit, Fitted
+from control_plane.serving.load_portfolio import LoadPortfolio, Rules
 from control_plane.settings import ForecastSettings
 
 
@@ -111,10 +113,13 @@ class WindowForecaster:
 
     def predict(self, now_s: float) -> Load:
         """Upper load over the next window."""
-        upper = self._from_arrivals(now_s).at_least(self._held_peak(now_s))
+        upper = self._upper(now_s)
         if now_s - self._started_s < 2 * self._window_s:
             return upper.at_least(self._first_load)
         return upper
+
+    def _upper(self, now_s: float) -> Load:
+        return self._from_arrivals(now_s).at_least(self._held_peak(now_s))
 
     def _held_peak(self, now_s: float) -> Load:
         """Class by class the busiest bin of the last ``peak_hold_s``. Looked at often enough, every bin is seen."""
@@ -142,6 +147,43 @@ class WindowForecaster:
         wanted_rps = max(recent.rps * max(1.0, trend), last_rps)
         wanted_rps = min(wanted_rps, settings.max_growth_ratio * self._highest_rps)
         return recent.scaled(wanted_rps / recent.rps)
+
+
+class PortfolioForecaster(WindowForecaster):
+    """The upper load by a ``LoadPortfolio`` over longer bins, of the classes that came lately; while that has not seen
+    two horizons, the window's."""
+
+    def __init__(self, settings: ForecastSettings, first_load: Load, now_s: float) -> None:
+        super().__init__(settings, first_load, now_s)
+        rules = Rules(settings.portfolio_quantile, settings.max_growth_ratio)
+        self._portfolio = LoadPortfolio(settings.portfolio_bin_s, settings.portfolio_bins, rules)
+        self._wide_ends_s, self._count, self._finished = now_s + settings.portfolio_bin_s, 0, 0
+
+    def observe(self, arrival: Arrival) -> None:
+        """An arrival that is told after its bin was closed counts in the next one."""
+        super().observe(arrival)
+        self._close_bins(arrival.at_s)
+        self._count += 1
+
+    def fit_due(self) -> Fit | None:
+        return self._portfolio.fit_due()
+
+    def adopt(self, fitted: Fitted) -> None:
+        self._portfolio.adopt(fitted)
+
+    def _upper(self, now_s: float) -> Load:
+        self._close_bins(now_s)
+        recent = self._arrivals.load(now_s, self._window_s, self._settings.quantile_z)
+        if self._finished < 2 * self._settings.portfolio_bins or recent.rps <= 0:
+            return super()._upper(now_s)
+        return recent.scaled(max(1.0, self._portfolio.forecast().upper / recent.rps))
+
+    def _close_bins(self, now_s: float) -> None:
+        width_s = self._settings.portfolio_bin_s
+        while now_s >= self._wide_ends_s:
+            self._portfolio.add(self._count / width_s)
+            self._count, self._wide_ends_s = 0, self._wide_ends_s + width_s
+            self._finished += 1
 
 
 def load_of(requests: Sequence[tuple[int, int]], duration_s: float) -> Load:

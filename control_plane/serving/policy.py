@@ -21,6 +21,7 @@ from control_plane.actions import Step
 from control_plane.domain import Load, PoolName, QueueView, ReplicaId, RequestSlo, Role
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.serving.arrival_log import Arrivals
+from control_plane.serving.length_quantiles import ANYBODY, LengthForecast, Requester
 from control_plane.serving.routing import Candidate, Route
 from control_plane.serving.snapshots import ClusterSnapshot, PoolSnapshot
 from control_plane.settings import PoolSettings, Settings
@@ -54,6 +55,11 @@ class RoutedRequest(NamedTuple):
     input_tokens: int
     max_tokens: int
     slo: RequestSlo | None = None
+    who: Requester = ANYBODY
+    hint_tokens: int | None = None
+    """Output tokens that the client itself expects."""
+    predicted: LengthForecast | None = None
+    """Where `lengths: learned` is set: by the host, before the router is asked."""
 
 
 class Router(Protocol):

@@ -10,6 +10,7 @@ from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.serving.arrival_log import Arrivals
 from control_plane.serving.hosted_policy import HostedPolicy
+from control_plane.serving.length_quantiles import lengths_for
 from control_plane.serving.load_forecast import load_of
 from control_plane.serving.policies.registry import make_policy
 from control_plane.serving.policy import HandOver, Policy, Site
@@ -35,7 +36,8 @@ def hosted_policy(
 def hosted(policy: Policy, site: Site) -> HostedPolicy:
     """A policy that was built for a site, in virtual time."""
     settings = site.settings
-    return HostedPolicy(policy, settings.forecast, site.gpus, site.first_load, settings.slo.slo())
+    lengths = lengths_for(settings)
+    return HostedPolicy(policy, settings.forecast, site.gpus, site.first_load, settings.slo.slo(), lengths)
 
 
 def site_for(trace: Trace, settings: Settings, profile: MachineProfile, gpus: int, idle_gpu_w: float) -> Site:

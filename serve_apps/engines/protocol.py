@@ -39,7 +39,9 @@ class GenerateRequest:
     ``token_ids`` is the prompt where the client sent it as tokens; otherwise it is in ``prompt``. ``ttft_limit_s`` is
     the time the first token may take, counted from ``waited_s`` seconds before the engine gets the request.
     ``tbt_limit_s`` is what its mean time between tokens may be; both limits are the client's own where it sent some.
-    ``tenant`` is who pays. ``extensions`` are fields of the request's body that only the installed engine knows.
+    ``tenant`` is who pays, ``app`` what of
+    theirs asks, ``hinted_tokens`` how long an answer they expect. ``extensions`` are fields of the request's body that
+    only the installed engine knows.
     """
 
     request_id: str
@@ -54,6 +56,8 @@ class GenerateRequest:
     own_limits: RequestSlo | None = None
     """What the client itself asked for, where it did."""
     tenant: str = ""
+    app: str = ""
+    hinted_tokens: int | None = None
     extensions: Mapping[str, Any] = field(default_factory=dict)
 
 

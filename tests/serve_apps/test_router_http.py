@@ -148,6 +148,23 @@ def test_limits_in_headers_are_the_requests_own() -> None:
     assert (usual.ttft_limit_s, usual.tbt_limit_s, usual.own_limits) == (0.25, 0.1, None)
 
 
+def test_who_asks_and_what_they_expect_reach_the_length_predictor() -> None:
+    learned = parse_settings({"lengths": "learned"})
+    parts = router_of(ScriptedReplicas(r0=answers("a", "b", reason="stop")), learned)
+    mail = {"x-wattray-tenant": "t", "x-wattray-app": "mail"}
+
+    async def often(client: httpx.AsyncClient) -> list[int]:
+        told = []
+        for headers in [mail] * 101 + [{**mail, "x-wattray-output-tokens": "7"}, {"x-wattray-tenant": "t"}]:
+            answer = await client.post("/v1/completions", json=completion(), headers=headers)
+            told.append(answer.json()["usage"]["predicted_completion_tokens"])
+        return told[100:]
+
+    learned_of_mail, hinted, of_others = ask(parts, often)
+    assert (learned_of_mail, hinted) == (2, 7)
+    assert of_others > 2
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -159,6 +176,10 @@ def test_limits_in_headers_are_the_requests_own() -> None:
         ("x-wattray-tenant", "a b"),
         ("x-wattray-tenant", "x" * 65),
         ("x-wattray-tenant", ""),
+        ("x-wattray-app", "a b"),
+        ("x-wattray-output-tokens", "0"),
+        ("x-wattray-output-tokens", "1e3"),
+        ("x-wattray-output-tokens", "9" * 30),
     ],
 )
 def test_a_header_that_cannot_be_used_is_refused_by_name(name: str, value: str) -> None:

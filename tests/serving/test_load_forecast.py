@@ -1,9 +1,15 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.load_forecaster import LoadForecaster
 from control_plane.domain import ClassLoad, InputClass, Load
-from control_plane.serving.load_forecast import Arrival, WindowForecaster
+from control_plane.serving.hosting import LoadHost
+from control_plane.serving.load_forecast import Arrival, WindowForecaster, load_of
+from control_plane.serving.policy import Needs
 from control_plane.settings import ForecastSettings
 
 SETTINGS = ForecastSettings(bin_s=10, window_bins=3)
@@ -59,3 +65,57 @@ def test_a_forecast_is_never_negative_nor_wildly_above_what_was_seen(
     upper = forecaster.predict(now_s)
     highest = max(forecaster.reactive(now_s).rps, 1 / SETTINGS.bin_s)
     assert 0 <= upper.rps <= SETTINGS.max_growth_ratio * max(highest, len(seen) / SETTINGS.bin_s)
+
+
+PORTFOLIO = ForecastSettings(bin_s=10, window_bins=3, method="portfolio", portfolio_bin_s=60, portfolio_bins=5)
+
+
+def test_a_portfolio_follows_the_window_until_it_has_seen_two_horizons() -> None:
+    first = load_of([(3000, 200)] * 40, 10.0)
+    needs = Needs()
+    hosts = [LoadHost(needs, settings, first, 0.0) for settings in (SETTINGS, PORTFOLIO)]
+    for at in range(1, 600):
+        for host in hosts:
+            host.arrived([Arrival(float(at), 3000, 200.0)])
+        window, portfolio = (host.forecast(float(at), with_past=False) for host in hosts)
+        assert window.upper == portfolio.upper
+
+
+def test_a_portfolio_plans_for_the_next_bins_instead_of_the_last_peak() -> None:
+    """After a burst that is over the window holds its peak for a while; the portfolio sees that it is rare."""
+    hosts = [LoadHost(Needs(), settings, Load(), 0.0) for settings in (SETTINGS, PORTFOLIO)]
+    for at in range(1, 7200):
+        count = 20 if 5400 <= at < 5410 else 1
+        for host in hosts:
+            host.arrived([Arrival(float(at), 3000, 200.0)] * count)
+            if at % 60 == 0:
+                host.forecast(float(at), with_past=False)
+                fit = host.fit_due()
+                if fit is not None:
+                    host.adopt(fit.solve())
+    window, portfolio = (host.forecast(6000.0, with_past=False).upper for host in hosts)
+    assert portfolio.rps < window.rps
+    assert portfolio.rps >= 1.0
+    assert set(portfolio.by_class) == set(window.by_class)
+
+
+def test_a_load_forecaster_fits_beside_its_loop_what_a_host_fits_in_it() -> None:
+    now_s = 0.0
+    random = np.random.default_rng(1)
+    with ThreadPoolExecutor(1) as solver:
+        forecaster = LoadForecaster(Needs(), PORTFOLIO, Load(), lambda: now_s, solver)
+        host = LoadHost(Needs(), PORTFOLIO, Load(), now_s)
+        fit, fits = None, 0
+        for minute in range(80):
+            ages = np.sort(random.uniform(0, 60, 40))[::-1].tolist()
+            now_s = 60.0 * (minute + 1)
+            forecaster.observe([(age, 3000, 200.0) for age in ages])
+            host.arrived(Arrival(now_s - age, 3000, 200.0) for age in ages)
+            if fit is not None:
+                host.adopt(fit.solve())
+            fit = host.fit_due()
+            fits += fit is not None
+            # The solver has one thread: what was submitted before this is done after it.
+            solver.submit(int).result()
+            assert forecaster.forecast().upper == host.forecast(now_s, with_past=False).upper
+    assert fits >= 2

@@ -94,8 +94,12 @@ class TypeRouter(LedgerRouter):
             for candidate in candidates:
                 self._by_pool.setdefault(candidate.pool, []).append(candidate)
         tokens = request.input_tokens
-        expected = self.expected_tokens(tokens, request.max_tokens)
-        kind = RequestType(InputClass.of(tokens), OutputClass.of(round(expected)))
+        if request.predicted is None:
+            expected = self.expected_tokens(tokens, request.max_tokens)
+            kind = RequestType(InputClass.of(tokens), OutputClass.of(round(expected)))
+        else:
+            expected = request.predicted.expected
+            kind = RequestType(InputClass.of(tokens), request.predicted.kind)
         self._arrivals.add(Arrival(now_s, tokens, expected))
         if now_s >= self._planned_s:
             self._plan(now_s)
