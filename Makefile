@@ -4,16 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup demo test check coverage format soak clean
+.PHONY: help setup demo test check coverage format soak docs clean
 help:
 	@echo "make demo   run the control plane before real traffic on a simulated GPU node (no GPU needed)"
 	@echo "make test   every test     make check  style, types, layers     make soak  long campaigns"
+	@echo "make docs   the documentation as pages in site/, openable from a file"
 	@echo "make coverage   of control_plane and serve_apps, by the tests that start no Ray"
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --progress-bar on -c constraints.txt -e '.[train,dev,docs]'
 	@touch $@
 
 demo: setup
@@ -46,5 +47,8 @@ format: setup
 soak: setup
 	$(BIN)/python -m pytest -m soak --timeout 7200 -s
 
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .pytest-*.log demo-report build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .pytest-*.log demo-report site build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

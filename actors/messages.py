@@ -1,9 +1,10 @@
 """What actors, replicas and the router tell each other. Plain frozen values: they travel by pickle inside one Ray
 cluster and never come from outside."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from control_plane.domain import PoolName, ReplicaId, ReplicaState, Role
+from control_plane.serving.advice import Advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,10 @@ class PoolStatus:
     """What the policy wants, by replica: the same as observed but for a moment, or where it only recommends."""
     load_rps: float
     plan: str
+    wished_replicas: dict[str, int] = field(default_factory=dict)
+    """By shape, such as "TP4" or "TP4 decode": what the policy asked for last."""
+    advice: Advice | None = None
+    """What control would have saved; None where it acts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from actors.peers import PeerAwayError
 from control_plane.actions import SetFrequency, SetGovernor, SetGpuBudget, SetPowerLimit, SetReplicas
 from control_plane.domain import PoolName, ReplicaId, ReplicaState, ReplicaView, Role, Shape
 from control_plane.hardware.live_correction import LiveCorrection, ReplicaReading
+from control_plane.serving.advice import AdviceLog, Running
 from control_plane.serving.hosting import PoolHost
 from control_plane.serving.load_forecast import Forecast
 
@@ -71,9 +72,12 @@ class PoolManager:
         monotonic_s: Callable[[], float],
         epoch_s: Callable[[], float],
         correction: LiveCorrection | None = None,
+        advice: AdviceLog | None = None,
     ) -> None:
-        """``correction``: of the profile that the host's policy plans with; None leaves it as it is."""
+        """``correction``: of the profile that the host's policy plans with; None leaves it as it is. ``advice`` counts
+        what acting would have saved; for a manager that only recommends."""
         self.pool = pool
+        self._advice = advice
         self._correction = correction
         self._disagreed = False
         self.tick_s = rules.tick_s
@@ -140,6 +144,8 @@ class PoolManager:
             self._clocks.wished_mhz(),
             self._host.load_rps(self._forecast),
             self._host.plan(),
+            {_shape_text(tp, role): count for (tp, role), (count, _) in self._asked.items()},
+            None if self._advice is None else self._advice.advice(),
         )
 
     def decisions(self, last: int = 50) -> tuple[Decision, ...]:
@@ -155,6 +161,7 @@ class PoolManager:
         await self._clocks.renew(self._reports())
         await self._hear_forecast()
         self._correct_profile()
+        self._count_advice()
         if self._may_step() and self._step():
             await self._clocks.renew(self._reports())
         metrics.pool(self.status())
@@ -257,6 +264,20 @@ class PoolManager:
             log.warning("pool %s: the energy profile: %s", self.pool, why)
             self._log.note("plan with more headroom" if apart else "plan with the profile's own headroom", why)
 
+    def _count_advice(self) -> None:
+        """Hold what runs beside what is wished."""
+        ready = [report for report in self._reports() if report.state is ReplicaState.READY]
+        if self._advice is None or not self._forecast_is_fresh() or any(r.role is not Role.COMBINED for r in ready):
+            return
+        wished_mhz = self._clocks.wished_mhz()
+        running = []
+        for report in ready:
+            observed_mhz = self._observed_mhz(report)
+            wish_mhz = wished_mhz.get(str(report.replica_id), observed_mhz)
+            running.append(Running(Shape(report.tp, observed_mhz), report.power_w, wish_mhz))
+        wished = {tp: count for (tp, _), (count, _) in self._asked.items()}
+        self._advice.look(self._monotonic_s(), self._host.load(self._forecast), running, wished)
+
     async def _hear_forecast(self) -> None:
         try:
             self._forecast = await self._ask_forecast()
@@ -319,5 +340,8 @@ class PoolManager:
 
 
 def _count_text(action: SetReplicas) -> str:
-    role = "" if action.role is Role.COMBINED else f" {action.role}"
-    return f"{action.replicas} x TP{action.tp}{role}"
+    return f"{action.replicas} x {_shape_text(action.tp, action.role)}"
+
+
+def _shape_text(tp: int, role: Role) -> str:
+    return f"TP{tp}" if role is Role.COMBINED else f"TP{tp} {role}"

@@ -34,6 +34,7 @@ from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.hardware.profiles import load_profile
 from control_plane.leases import Hold
 from control_plane.ports import GpuNode
+from control_plane.serving.advice import AdviceLog
 from control_plane.serving.hosting import ClusterHost, PoolHost
 from control_plane.serving.load_forecast import Forecast
 from control_plane.serving.policies.registry import make_policy
@@ -186,6 +187,7 @@ class PoolManagerActor(PoolManager):
             time.monotonic,
             time.time,
             LiveCorrection(profile) if settings.profile_correction else None,
+            AdviceLog(profile) if settings.gpu.control == "recommend" else None,
         )
         _start_ticking(self)
 

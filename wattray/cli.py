@@ -5,6 +5,9 @@ import io
 import os
 import signal
 import sys
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -155,7 +158,7 @@ def status(as_json: JsonOption = False) -> None:
     console.print(f"{now.power_w / 1000:.2f} kW, {now.energy_j / 1000:.0f} kJ since start, control: {now.control}")
     for name in now.missing:
         console.print(f"{name} does not answer", markup=False)
-    table = Table("pool", "GPUs", "load", "replica", "waiting+running", "clock", "wished")
+    table = Table("pool", "GPUs", "load", "replica", "wait+run", "clock", "wished")
     for pool in now.pools:
         for replica in pool.replicas or (None,):
             table.add_row(
@@ -168,6 +171,13 @@ def status(as_json: JsonOption = False) -> None:
                 "" if replica is None else str(pool.wished_mhz.get(replica.replica_id, "full")),
             )
     Console().print(table)
+    for pool in now.pools:
+        runs = Counter(f"TP{replica.tp}" for replica in pool.replicas)
+        print(f"{pool.pool} runs {_counts(runs)}; wished {_counts(pool.wished_replicas)}")
+
+
+def _counts(by_shape: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} x {shape}" for shape, count in by_shape.items()) or "nothing"
 
 
 @app.command()
@@ -179,10 +189,30 @@ def explain(last: Annotated[int, typer.Option(help="How many.")] = 20, as_json: 
     if as_json:
         _print_json([dataclasses.asdict(decision) for decision in decisions])
         return
-    table = Table("id", "by", "action", "why", "outcome")
+    table = Table("time", "by", "action", "why", "outcome")
     for decision in decisions:
-        table.add_row(decision.decision_id, decision.source, decision.action, decision.why, decision.outcome)
+        at = datetime.fromtimestamp(decision.at_s).astimezone()
+        table.add_row(f"{at:%H:%M:%S}", decision.source, decision.action, decision.why, decision.outcome)
     Console().print(table)
+    if decisions:
+        last_at = datetime.fromtimestamp(decisions[-1].at_s).astimezone()
+        print(f"the last one on {last_at:%Y-%m-%d at %H:%M:%S %Z}; --json has each one's id and time")
+
+
+@app.command()
+def advise(
+    tariff: Annotated[float | None, typer.Option(help="Price of a kWh.", min=0.0)] = None, as_json: JsonOption = False
+) -> None:
+    """What control would have saved since it only recommends (gpu.control: recommend), and how sure that is."""
+    from wattray.advise import advice_json, advice_told
+    from wattray.client import connect
+
+    now = connect().status()
+    if as_json:
+        _print_json(advice_json(now, tariff))
+        return
+    for line in advice_told(now, tariff):
+        console.print(line, markup=False, highlight=False)
 
 
 @app.command()

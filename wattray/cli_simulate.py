@@ -3,11 +3,11 @@
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -53,7 +53,13 @@ AttainmentOption = Annotated[float, typer.Option("--attainment", help="Share of 
 LengthsOption = Annotated[
     str, typer.Option(help="Token counts along an rpm curve: conv, code or in:0=1,…,1=8000;out:0=1,…,1=900.")
 ]
-ProfileOption = Annotated[str, typer.Option(help="Energy profile: a name or a file.")]
+ProfileOption = Annotated[
+    str | None, typer.Option(help="Energy profile: a name or a file; default: the settings' or llama2-70b-h100.")
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file of settings, as for `up`: its SLO, profile, policy, gpu.count and rules."),
+]
 GpusOption = Annotated[int | None, typer.Option(min=1, help="GPUs there are; as many as wanted by default.")]
 IdleOption = Annotated[IdleGpus, typer.Option(help="What GPUs cost that no replica holds: nothing, or idle power.")]
 
@@ -66,10 +72,15 @@ def simulate_command(
     skip_bad: SkipBadOption = False,
     gpus: GpusOption = None,
     scale: ScaleOption = 1.0,
-    profile: ProfileOption = "llama2-70b-h100",
+    profile: ProfileOption = None,
+    config: ConfigOption = None,
     policies: Annotated[
-        str, typer.Option(help="Comma-separated names; your own as module:Class.")
-    ] = "wattray,single-pool",
+        str | None,
+        typer.Option(
+            help="Comma-separated names; your own as module:Class. Default: wattray (or the settings' policy) and "
+            "single-pool; with --baseline also clock-only."
+        ),
+    ] = None,
     idle: IdleOption = IdleGpus.RELEASED,
     run: Annotated[Path | None, typer.Option(help="Keep every decision and request record here.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
@@ -102,9 +113,12 @@ def simulate_command(
         result_table,
         settings_for,
     )
+    from wattray.tenant_costs import TenantBook, tenant_table
     from wattray.trace_files import trace_request
     from wattray.whatif import (
         Prices,
+        by_month,
+        fleets_told,
         hourly,
         levels,
         limits_in_words,
@@ -120,13 +134,15 @@ def simulate_command(
             check_folder(run, "--run")
         if figures is not None:
             check_folder(figures, "--figures")
-        names = tuple(name.strip() for name in policies.split(",") if name.strip())
+        given = _checked_config(config)
+        gpus = _gpus(gpus, given)
+        names = _policy_names(policies, given, baseline)
         if any(":" in name for name in names):
             # A policy of the user's own may be a file beside where the command is called.
             sys.path.append(str(Path.cwd()))
         check_policy_names(names)
-        machine = named_profile(profile)
-        settings = settings_for(machine, slo)
+        machine = named_profile(profile, given)
+        settings = settings_for(machine, slo, given)
         share = checked_attainment(attainment)
         today = None if baseline is None else static_fleet(baseline, machine)
         rates = hourly(tariff, "--tariff"), hourly(carbon, "--carbon")
@@ -137,18 +153,30 @@ def simulate_command(
             read, left_out = _loaded(wanted, machine, told, console)
             requests = read.trace
             question = comparison.Question(requests, machine, settings, names, gpus, idle, share, today=today)
-            keep = partial(write_policy_run, run, read.origin) if run is not None else _nothing_kept
+            book = TenantBook(read.origin)
+
+            def keep(policy: str, outcome: "Simulated") -> None:
+                book.keep(policy, outcome)
+                if run is not None:
+                    write_policy_run(run, read.origin, policy, outcome)
+
             answer = comparison.compare(question, time.process_time, told, keep)
         prices = Prices(*rates, read.starts_ps // 10**12 % 86400)
+        tenants = book.costs(by_month(answer, prices))
         results = {
             **as_json(answer, names, requests),
             **whatif_json(answer, question, prices),
+            "tenants": [asdict(cost) for cost in tenants],
             "input": input_json(wanted.files, left_out),
         }
-        out = Console(width=_width(), stderr=json_out == STDOUT)
+        out = Console(stderr=json_out == STDOUT)
         out.print(result_table(answer, names, requests))
         out.print(limits_in_words(question.slo, share), markup=False, soft_wrap=True)
         out.print(month_table(answer, prices))
+        for line in fleets_told(answer, prices):
+            out.print(line, markup=False, soft_wrap=True)
+        if tenants:
+            out.print(tenant_table(tenants))
         for line in waterfall_told(levels(answer, question)):
             out.print(line, markup=False, soft_wrap=True)
         if json_out is not None:
@@ -159,7 +187,7 @@ def simulate_command(
             from wattray.report.page_file import write_page
             from wattray.report.simulation_report import report_page
 
-            write_page(report, report_page(answer, question, prices))
+            write_page(report, report_page(answer, question, prices, wanted.source, tenants))
         if figures is not None:
             from wattray.report.figure_files import write_figures
             from wattray.report.simulation_report import report_figures
@@ -175,7 +203,8 @@ def bound_command(
     skip_bad: SkipBadOption = False,
     gpus: GpusOption = None,
     scale: ScaleOption = 1.0,
-    profile: ProfileOption = "llama2-70b-h100",
+    profile: ProfileOption = None,
+    config: ConfigOption = None,
     idle: IdleOption = IdleGpus.RELEASED,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     hours: HoursOption = 1.0,
@@ -200,8 +229,10 @@ def bound_command(
     console = Console(stderr=True)
     with faults_explained():
         check_outputs(json=json_out)
-        machine = named_profile(profile)
-        settings = settings_for(machine, slo)
+        given = _checked_config(config)
+        gpus = _gpus(gpus, given)
+        machine = named_profile(profile, given)
+        settings = settings_for(machine, slo, given)
         share = checked_attainment(attainment)
         if idle is IdleGpus.CHARGED and gpus is None:
             raise GpuBudgetError("--idle charged needs --gpus here: how many GPUs are billed?")
@@ -222,7 +253,7 @@ def bound_command(
                 attainment=share,
                 progress=lambda share: told("bound", share),
             )
-        console_out = Console(width=_width(), stderr=json_out == STDOUT)
+        console_out = Console(stderr=json_out == STDOUT)
         table = Table(title=Text(f"bound on {printable(', '.join(trace))}"))
         for column in ("requests", "hours", "bound kWh", "mean kW", "J per request"):
             table.add_column(column, justify="right")
@@ -238,6 +269,33 @@ def bound_command(
         if json_out is not None:
             result = {"bound_energy_j": bound.energy_j, "idle_energy_j": bound.idle_energy_j, "requests": len(requests)}
             write_text(json_out, json_text(result))
+
+
+def _checked_config(path: Path | None) -> dict[str, Any]:
+    """What the settings file says, once it is known that it says nothing wrong."""
+    from control_plane.settings import parse_settings
+    from wattray.config_file import read_config
+
+    given = read_config(path)
+    parse_settings(given, f"--config {path}")
+    return given
+
+
+def _gpus(gpus: int | None, given: Mapping[str, Any]) -> int | None:
+    """GPUs for serving: the command line's, else the settings file's, less those it keeps for training."""
+    if gpus is not None or "count" not in given.get("gpu", {}):
+        return gpus
+    return int(given["gpu"]["count"]) - int(given.get("training", {}).get("gpus", 0))
+
+
+def _policy_names(policies: str | None, given: Mapping[str, Any], baseline: str | None) -> tuple[str, ...]:
+    if policies is not None:
+        return tuple(name.strip() for name in policies.split(",") if name.strip())
+    from control_plane.simulation.policies import SINGLE_POOL
+    from control_plane.simulation.waterfall import CLOCK_ONLY
+
+    beside = (SINGLE_POOL,) if baseline is None else (CLOCK_ONLY, SINGLE_POOL)
+    return tuple(dict.fromkeys((given.get("policy", "wattray"), *beside)))
 
 
 def _loaded(
@@ -272,15 +330,6 @@ def left_out_told(left_out: "LeftOut") -> list[str]:
         more = f"; and {left_out.bad_rows - 5} more" if left_out.bad_rows > 5 else ""
         told.append(f"{left_out.bad_rows} bad rows are left out: {'; '.join(left_out.bad[:5])}{more}")
     return told
-
-
-def _nothing_kept(_policy: str, _outcome: "Simulated") -> None:
-    """Without --run."""
-
-
-def _width() -> int:
-    """The table needs room even where output is no terminal."""
-    return max(118, Console().width)
 
 
 @contextmanager

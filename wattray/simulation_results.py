@@ -1,10 +1,12 @@
 """Results of a simulation as JSON and as a table, and the profile a command names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.settings import Settings, SettingsError, parse_settings
@@ -57,25 +59,34 @@ def shown(answer: Answer, names: tuple[str, ...]) -> list[str]:
     return [*dict.fromkeys((*names, *answer.scores))]
 
 
-def named_profile(name: str) -> MachineProfile:
-    """An embedded profile by name, or a user's own from a file; raises ProfileError with the known names."""
+DEFAULT_PROFILE = Settings().profile
+
+
+def named_profile(name: str | None, given: Mapping[str, Any] | None = None) -> MachineProfile:
+    """The profile that the command line names, else that of the settings file ``given``, else the default: an embedded
+    one by name, or a user's own from a file. Raises ProfileError with the known names."""
+    from control_plane.hardware.profiles import load_profile
     from wattray.profile_files import profile_named
 
-    return profile_named(name)
+    if name is None and given is not None and "profile" in given:
+        return load_profile(str(given["profile"]), source="--config: profile")
+    return profile_named(name or DEFAULT_PROFILE)
 
 
 LIMITS = {"ttft": ("ttft_short_s", "ttft_medium_s", "ttft_long_s"), "tbt": ("tbt_s",), "tpot": ("tbt_s",)}
 """What `--slo` may name, beside the settings' own names with or without their unit."""
 
 
-def settings_for(machine: MachineProfile, limits: str | None) -> Settings:
-    """The defaults with the SLO of the profile, and over it the limits of `--slo`. Raises SettingsError."""
-    slo = machine.slo
+def settings_for(machine: MachineProfile, limits: str | None, given: Mapping[str, Any] | None = None) -> Settings:
+    """Those of the settings file ``given``, which was read without fault. The SLO is the profile's, over it the file's,
+    over that the limits of `--slo`. Raises SettingsError."""
+    slo, given = machine.slo, given or {}
     values = {
         "ttft_short_s": slo.ttft_short_s,
         "ttft_medium_s": slo.ttft_medium_s,
         "ttft_long_s": slo.ttft_long_s,
         "tbt_s": slo.tbt_s,
+        **given.get("slo", {}),
     }
     for part in (limits or "").split(","):
         if not part.strip():
@@ -87,10 +98,12 @@ def settings_for(machine: MachineProfile, limits: str | None) -> Settings:
             known = ", ".join(["ttft", "tbt", *(field.removesuffix("_s") for field in values)])
             raise SettingsError(f"--slo {part.strip()!r}: expected NAME=SECONDS with NAME one of {known}")
         values.update(dict.fromkeys(fields, limit))
-    overhead_s = Settings().serve.overhead_s
+    serve = given.get("serve", {})
+    overhead_s = serve.get("overhead_s", Settings().serve.overhead_s)
     tightest_s = min(values["ttft_short_s"], values["ttft_medium_s"], values["ttft_long_s"])
     # Plans leave room for network and event loops; of a very tight limit never more than half.
-    return parse_settings({"slo": values, "serve": {"overhead_s": min(overhead_s, tightest_s / 2)}}, "--slo")
+    serve = {**serve, "overhead_s": min(overhead_s, tightest_s / 2)}
+    return parse_settings({**given, "slo": values, "serve": serve}, "--slo")
 
 
 def checked_attainment(share: float) -> float:
@@ -101,38 +114,42 @@ def checked_attainment(share: float) -> float:
 
 
 def result_table(answer: Answer, names: tuple[str, ...], requests: Trace) -> Table:
+    """Fits 80 columns; `--json` and the report say more."""
     hours = requests.duration_s / 3600
-    table = Table(title=f"{len(requests):,} requests in {hours:.2f} h")
-    table.add_column("policy")
-    for column in (
-        "energy kWh",
-        "saved",
-        "SLO held",
-        "lost",
-        "TTFT p50 / p99",
-        "TBT p99",
-        "GPU h",
-        "replicas",
-        "changes",
-    ):
+    table = Table(title=f"{len(requests):,} requests in {hours:.2f} h", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("policy", overflow="fold")
+    for column in RESULT_HEAD[1:]:
         table.add_column(column, justify="right")
+    for row, holds in result_rows(answer, names):
+        table.add_row(*map(Text, row), style=None if holds else "red")
+    baseline_j = answer.scores[SINGLE_POOL].energy_j
+    bound_j = answer.bound.energy_j
+    table.add_row("bound", f"{bound_j / 3.6e6:,.2f}", _ratio(1 - bound_j / baseline_j), style="dim")
+    return table
+
+
+RESULT_HEAD = ("policy", "kWh", "saved", "SLO held", "lost", "TTFT p99", "TBT p99", "GPU h", "replicas")
+
+
+def result_rows(answer: Answer, names: tuple[str, ...]) -> list[tuple[tuple[str, ...], bool]]:
+    """The cells of every policy's line, and whether it holds the SLO: only then does it show a saving."""
+    rows: list[tuple[tuple[str, ...], bool]] = []
     for name in shown(answer, names):
         line = answer.scores[name]
-        table.add_row(
+        cells = (
             f"{name}: {answer.fleets[name]}" if name in answer.fleets else name,
             f"{line.energy_j / 3.6e6:,.2f}",
-            f"{answer.saved_ratio(name):.1%}" if answer.holds(name) else "SLO missed",
+            _ratio(answer.saved_ratio(name)) if answer.holds(name) else "SLO missed",
             f"{line.slo_attainment:.2%}",
             f"{line.lost:,}",
-            f"{line.ttft_p50_s * 1000:,.0f} / {line.ttft_p99_s * 1000:,.0f} ms",
+            f"{line.ttft_p99_s:,.2f} s",
             f"{line.tbt_p99_s * 1000:,.0f} ms",
             f"{line.gpu_hours:,.1f}",
             f"{line.instances_peak:,}",
-            f"{line.reconfigurations:,}",
-            style=None if answer.holds(name) else "red",
         )
-    baseline_j = answer.scores[SINGLE_POOL].energy_j
-    table.add_row(
-        "bound", f"{answer.bound.energy_j / 3.6e6:,.2f}", f"{1 - answer.bound.energy_j / baseline_j:.1%}", style="dim"
-    )
-    return table
+        rows.append((cells, answer.holds(name)))
+    return rows
+
+
+def _ratio(saved: float) -> str:
+    return f"{saved:.1%}"

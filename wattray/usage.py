@@ -88,9 +88,8 @@ def _blocks(path: Path, by: str) -> Iterator[tuple[Any, list[Any]]]:
                 known = ", ".join(name for name in ("tenant", "type", "replica", "file") if name in table.column_names)
                 hint = "; name the tenant with --columns tenant=NAME" if by == "tenant" else ""
                 raise WattrayError(f"--by {by}: {path} has no such column; there are {known}{hint}")
-            chosen = table.select([by, *summed]).to_pandas()
-            names = chosen[by].fillna("").astype(str).to_numpy()
-            yield names, [np.ones(len(names)), *(chosen[name].to_numpy(float) for name in summed)]
+            names = np.array(["" if name is None else str(name) for name in table[by].to_pylist()])
+            yield names, [np.ones(len(names)), *(table[name].to_numpy().astype(float) for name in summed)]
     except ValueError as error:
         raise WattrayError(f"{path}: {error}") from None
 

@@ -110,7 +110,6 @@ def month_table(answer: Answer, prices: Prices) -> Table:
     table.add_column("policy")
     for column in ("MWh", "peak kW", "cost", "kg CO2"):
         table.add_column(column, justify="right")
-    table.add_column("fleet")
     for name, month in by_month(answer, prices).items():
         table.add_row(
             Text(name if answer.holds(name) else f"{name} (SLO missed)"),
@@ -118,9 +117,13 @@ def month_table(answer: Answer, prices: Prices) -> Table:
             f"{month.peak_kw:,.1f}",
             "" if month.cost is None else f"{month.cost:,.0f}",
             "" if month.co2_kg is None else f"{month.co2_kg:,.0f}",
-            Text(fleet_in_words(answer.curves[name].samples, prices.starts_s)),
         )
     return table
+
+
+def fleets_told(answer: Answer, prices: Prices) -> list[str]:
+    """A line per policy, such as "wattray runs 6 x TP4 at night, 11 x TP4 by day; mean clock 990-1590 MHz"."""
+    return [f"{name} runs {fleet_in_words(curve.samples, prices.starts_s)}" for name, curve in answer.curves.items()]
 
 
 def waterfall_told(steps: list[Level]) -> list[str]:

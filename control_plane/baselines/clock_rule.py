@@ -9,7 +9,7 @@ from control_plane.domain import PoolName, ReplicaState
 from control_plane.hardware.machine_profile import MachineProfile
 from control_plane.serving.hosted_policy import HostedPolicy
 from control_plane.serving.policies.single_pool import SinglePoolPolicy
-from control_plane.serving.policy import PoolController
+from control_plane.serving.policy import Needs, PoolController
 from control_plane.serving.snapshots import PoolSnapshot
 from control_plane.settings import ForecastSettings
 
@@ -26,6 +26,8 @@ class ClockRule(HostedPolicy):
 
 
 class _ClockRulePolicy(SinglePoolPolicy):
+    needs = Needs(forecast=False)
+
     def __init__(self, replicas: int, tp: int, profile: MachineProfile) -> None:
         super().__init__(replicas, tp)
         self._top_mhz = profile.max_freq_mhz

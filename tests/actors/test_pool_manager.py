@@ -4,13 +4,14 @@ from typing import Literal
 
 import pytest
 
-from actors.messages import Held, Orders, ReplicaReport
+from actors.messages import ControlPlaneStatus, Held, Orders, ReplicaReport
 from actors.peers import PeerAwayError
 from actors.pool_manager import FORECAST_STALE_S, PoolManager, PoolRules
 from control_plane.actions import Action, SetFrequency, SetGovernor, SetGpuBudget, SetPowerLimit, SetReplicas, Step
 from control_plane.domain import ClassLoad, InputClass, Load, PoolName, ReplicaId, ReplicaState, Role
 from control_plane.hardware.energy_profile import RooflineProfile
 from control_plane.leases import Hold
+from control_plane.serving.advice import AdviceLog
 from control_plane.serving.hosting import PoolHost
 from control_plane.serving.load_forecast import Forecast
 from control_plane.serving.policies.combined import CombinedPolicy
@@ -18,6 +19,7 @@ from control_plane.serving.policies.registry import make_policy
 from control_plane.serving.policy import PoolController, Site
 from control_plane.serving.snapshots import PoolSnapshot
 from control_plane.settings import Settings
+from wattray.advise import advice_json, advice_told
 
 PROFILE = RooflineProfile()
 SETTINGS = Settings()
@@ -66,9 +68,10 @@ class World:
 
     def new_manager(self, settle_s: float = 0.0, gpu_budget: int | None = 32) -> PoolManager:
         rules = PoolRules(PROFILE.freqs_mhz[-1], 15.0, 5.0, self.control, gpu_budget, settle_s)
+        advice = AdviceLog(PROFILE) if self.control == "recommend" else None
         return PoolManager(
             LONG.pool, PoolHost(self.policy, LONG.pool), rules, self.forecast, self.hold, self.set_count,
-            lambda: self.now_s, lambda: 1000 + self.now_s,
+            lambda: self.now_s, lambda: 1000 + self.now_s, advice=advice,
         )  # fmt: skip
 
     async def forecast(self) -> Forecast:
@@ -219,6 +222,24 @@ def test_status_tells_the_clock_that_runs_from_the_clock_that_is_wanted() -> Non
     status = world.manager.status()
     assert status.clocks_mhz == {"a": 1980}
     assert status.wished_mhz["a"] < 1980
+
+
+def test_where_it_only_recommends_it_counts_what_acting_would_have_saved() -> None:
+    world = World(control="recommend")
+    asyncio.run(world.run(120, {"a": 8, "b": 8}))
+    status = world.manager.status()
+    assert world.counts == []
+    assert status.advice is not None
+    assert status.advice.watched_s == 115
+    assert 0 < status.advice.saved_by_clocks_j < status.advice.used_j
+    assert status.advice.error_j > 0
+    now = ControlPlaneStatus("", "recommend", (status,), (), 0.0, 0.0)
+    told = advice_told(now, tariff=0.2)
+    assert told[0].startswith("control would have ")
+    assert "at 0.2 per kWh" in told[0]
+    assert any("short" in line for line in told)
+    assert advice_json(now, None)["pools"]["long"]["watched_s"] == 115
+    assert World().manager.status().advice is None
 
 
 def test_the_policy_is_shown_the_clock_that_was_observed() -> None:

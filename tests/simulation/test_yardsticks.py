@@ -81,7 +81,7 @@ def test_a_policy_that_misses_its_slo_shows_no_saving(answer: Answer) -> None:
     found: Mapping[str, Mapping[str, object]] = json.loads(json.dumps(as_json(strict, names, TRACE)))["policies"]
     page = report_page(strict, question(Settings(), *names), Prices())
     table = result_table(strict, names, TRACE)
-    saved = dict(zip(table.columns[0].cells, table.columns[2].cells, strict=True))
+    saved = dict(zip(*([str(cell) for cell in table.columns[at].cells] for at in (0, 2)), strict=True))
     for name in answer.scores:
         label = f"{name}: {answer.fleets[name]}" if name in answer.fleets else name
         assert found[name]["slo_held"] == (name not in late)

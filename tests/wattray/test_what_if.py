@@ -43,7 +43,7 @@ def test_todays_fleet_stands_beside_and_the_waterfall_adds_up(trace: Path) -> No
     files = ("--report", page, "--figures", trace.parent / "figures")
     results, told = simulated(trace, *words, *files)
     policies, steps = results["policies"], results["waterfall"]
-    assert [step["policy"] for step in steps] == ["8xTP4@1980", "single-pool", "wattray"]
+    assert [step["policy"] for step in steps] == ["8xTP4@1980", "single-pool", "clock-only", "wattray"]
     assert [step["energy_j"] for step in steps] == [policies[step["policy"]]["energy_j"] for step in steps]
     assert steps[0]["energy_j"] > steps[1]["energy_j"]
     month = results["monthly"]["8xTP4@1980"]

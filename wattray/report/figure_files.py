@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 
 from wattray.output_files import write_bytes, write_text
 
+MOST_TALL = 3
+"""More panels than this are low ones."""
 _DASHES = {"dot": ":", "dash": "--"}
 _MARKERS = {"x": "x"}
 # Text stays text, so that it can be searched and edited; the same figure gives the same bytes.
@@ -75,7 +77,8 @@ def _drawn(figure: go.Figure) -> Figure:
     panels: dict[str, list[Any]] = {}
     for trace in figure.data:
         panels.setdefault(getattr(trace, "yaxis", None) or "y", []).append(trace)
-    drawn = Figure(figsize=(8.6, 0.6 + 3.2 * len(panels)), layout="constrained")
+    panel_in = 3.2 if len(panels) <= MOST_TALL else 1.5
+    drawn = Figure(figsize=(8.6, 0.6 + panel_in * len(panels)), layout="constrained")
     drawn.suptitle(figure.layout.title.text or "", x=0.02, ha="left", fontweight="bold")
     subtitles = [note.text for note in figure.layout.annotations if note.yref == "paper" and note.xref == "paper"]
     one_time_axis = any(axis.matches for axis in figure.select_xaxes())
@@ -87,12 +90,14 @@ def _drawn(figure: go.Figure) -> Figure:
         ax.set_xlabel(x_axis.title.text or "")
         ax.set_ylabel(y_axis.title.text or "")
         ax.set_title(subtitles[at] if at < len(subtitles) else "", loc="left", fontsize="medium")
-        if y_axis.rangemode == "tozero":
+        if y_axis.range:
+            ax.set_ylim(*y_axis.range)
+        elif y_axis.rangemode == "tozero":
             ax.set_ylim(bottom=0.0)
         if y_axis.autorange == "reversed":
             ax.invert_yaxis()
         _draw_marks(ax, figure, name)
-        if any(trace.name for trace in traces):
+        if figure.layout.showlegend is not False and any(trace.name for trace in traces):
             ax.legend(frameon=False)
     return drawn
 

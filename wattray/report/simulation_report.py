@@ -1,6 +1,6 @@
 """Policies side by side as one HTML page: load, GPUs, clocks, power and SLO over time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from importlib.metadata import version
@@ -8,6 +8,7 @@ from importlib.metadata import version
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
+from plotly.subplots import make_subplots
 
 from control_plane.hardware.replica_model import PS_PER_S
 from control_plane.simulation.comparison import Answer, Question
@@ -17,14 +18,25 @@ from control_plane.simulation.policies import SINGLE_POOL
 from control_plane.simulation.recommendation import fleet_in_words
 from control_plane.simulation.scoring import curve_edges_s
 from control_plane.simulation.waterfall import Level
+from control_plane.text_edges import printable
 from wattray.report.page import Card, Section, page_of
+from wattray.simulation_results import RESULT_HEAD, result_rows
+from wattray.tenant_costs import HEAD, TenantCost, tenant_rows
 from wattray.whatif import Prices, by_month, levels, limits_in_words, waterfall_told
 
 Floats = NDArray[np.float64]
 
 
-def report_page(answer: Answer, question: Question, prices: Prices) -> str:
-    """One HTML page, readable without a network."""
+MOST_LINES = 3
+"""More policies than this have a panel each."""
+_POINTS = 4500
+"""Of a figure, over all its lines: the page stays small."""
+
+
+def report_page(
+    answer: Answer, question: Question, prices: Prices, source: str = "", tenants: Sequence[TenantCost] = ()
+) -> str:
+    """One HTML page, readable without a network. ``source`` is the name of the trace."""
     trace = question.trace
     baseline_j = answer.scores[SINGLE_POOL].energy_j
     cards = [_card(answer, name) for name in answer.scores if name not in (SINGLE_POOL, answer.today)]
@@ -43,14 +55,30 @@ def report_page(answer: Answer, question: Question, prices: Prices) -> str:
         "30 days like this trace, simulated; peak: highest mean of 15 minutes.",
         html=_month_html(answer, prices),
     )
-    side_by_side = Section("Policies side by side", "Energy, and the bound.", [figures["energy"]])
+    side_by_side = Section(
+        "Policies side by side",
+        "Energy, and the bound. What misses its SLO shows no saving.",
+        [figures["energy"]],
+        _table(RESULT_HEAD, [cells for cells, _ in result_rows(answer, question.policies)]),
+    )
+    paid = Section(
+        "Tenants",
+        "Energy, cost and CO2 of 30 days like this trace, by each tenant's share of the energy.",
+        html=_table(HEAD, tenant_rows(list(tenants))),
+    )
     by_class = Section("By request type", "Times in ms, energy in joules.", html=_class_table(answer))
-    title = f"{len(trace):,} requests in {trace.duration_s / 3600:.2f} h on {question.profile.name}"
+    named = f" of {printable(source)}" if source else ""
+    title = f"{len(trace):,} requests{named} in {trace.duration_s / 3600:.2f} h on {question.profile.name}"
     made = f"wattray {version('wattray')}, {datetime.now(UTC):%Y-%m-%d}."
     note = (
         f"GPUs that nobody holds: {question.idle.value}. {limits_in_words(question.slo, question.attainment)}. {made}"
     )
-    return page_of(f"Simulation: {title}", note, cards, [saving, month, over_time, side_by_side, by_class])
+    return page_of(
+        f"Simulation: {title}",
+        note,
+        cards,
+        [saving, month, *([paid] if tenants else []), over_time, side_by_side, by_class],
+    )
 
 
 def _card(answer: Answer, name: str) -> Card:
@@ -91,19 +119,39 @@ def _load_figure(hours: Floats, edges: Floats, question: Question) -> go.Figure:
 
 
 def _sampled(title: str, answer: Answer, value: Callable[[Sample], float]) -> go.Figure:
-    figure = _figure(title)
+    lines = {}
     for name, curve in answer.curves.items():
-        samples = curve.samples[1 :: max(1, len(curve.samples) // 1500)]
-        figure.add_scatter(x=[s.at_s / 3600 for s in samples], y=[value(s) for s in samples], name=name)
-    figure.update_yaxes(rangemode="tozero")
-    return figure
+        samples = curve.samples[1 :: max(1, len(curve.samples) * len(answer.curves) // _POINTS)]
+        lines[name] = np.array([s.at_s / 3600 for s in samples]), np.array([value(s) for s in samples])
+    return _lines(title, lines)
 
 
 def _slo_figure(hours: Floats, answer: Answer, attainment: float) -> go.Figure:
-    figure = _figure("Share of requests within their SLO")
-    for name, curve in answer.curves.items():
-        figure.add_scatter(x=hours, y=curve.held, name=name)
-    figure.add_hline(y=attainment, line_dash="dot", line_width=1)
+    lines = {name: (hours, np.array(curve.held, dtype=float)) for name, curve in answer.curves.items()}
+    return _lines("Share of requests within their SLO", lines, attainment)
+
+
+def _lines(title: str, lines: Mapping[str, tuple[Floats, Floats]], limit: float | None = None) -> go.Figure:
+    """Every policy's line over time; of many a panel each, on equal axes. They start at zero, but for shares that a
+    limit is held against."""
+    figure = _figure(title)
+    apart = len(lines) > MOST_LINES
+    if apart:
+        figure = _figure(title, make_subplots(len(lines), 1, shared_xaxes=True, subplot_titles=list(lines)))
+        figure.update_layout(height=60 + 105 * len(lines), showlegend=False)
+        figure.update_annotations(font_size=12, x=0, xanchor="left")
+        figure.update_xaxes(title_text="")
+        figure.update_xaxes(title_text="hours", row=len(lines))
+    most = max((float(np.nanmax(values)) for _, values in lines.values() if np.isfinite(values).any()), default=1.0)
+    for row, (name, (at_h, values)) in enumerate(lines.items(), start=1):
+        where = {"row": row, "col": 1} if apart else {}
+        figure.add_scatter(x=at_h, y=values, name=name, **where)
+    if limit is not None:
+        figure.add_hline(y=limit, line_dash="dot", line_width=1)
+    elif apart:
+        figure.update_yaxes(range=[0, 1.05 * most])
+    else:
+        figure.update_yaxes(rangemode="tozero")
     return figure
 
 
@@ -134,7 +182,7 @@ def _waterfall_figure(steps: Sequence[Level]) -> go.Figure:
 def _month_html(answer: Answer, prices: Prices) -> str:
     rows = [
         (
-            name,
+            _marked(answer, name),
             f"{month.energy_kwh:,.0f}",
             f"{month.peak_kw:,.1f}",
             "" if month.cost is None else f"{month.cost:,.0f}",
@@ -147,12 +195,16 @@ def _month_html(answer: Answer, prices: Prices) -> str:
 
 
 def _energy_figure(answer: Answer) -> go.Figure:
-    names = [*answer.scores, "bound"]
+    names = [*(_marked(answer, name) for name in answer.scores), "bound"]
     energies = [*(score.energy_j / 3.6e6 for score in answer.scores.values()), answer.bound.energy_j / 3.6e6]
     figure = _figure("Energy, kWh")
     figure.add_bar(x=names, y=energies)
     figure.update_xaxes(title_text="")
     return figure
+
+
+def _marked(answer: Answer, name: str) -> str:
+    return name if answer.holds(name) else f"{name} (SLO missed)"
 
 
 def _class_table(answer: Answer) -> str:
@@ -173,8 +225,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{body}</table>"
 
 
-def _figure(title: str) -> go.Figure:
-    figure = go.Figure()
+def _figure(title: str, figure: go.Figure | None = None) -> go.Figure:
+    figure = figure or go.Figure()
     figure.update_layout(title=title, height=320, margin={"l": 50, "r": 20, "t": 50, "b": 40}, template="plotly_white")
     figure.update_xaxes(title_text="hours")
     return figure
