@@ -87,7 +87,7 @@ def tokens_of(item: Any) -> int:
         return sum(tokens_of(part) for part in item)
     if isinstance(item, str):
         return sum(any(_text(choice) for choice in body.get("choices", ())) for body in map(_body, _events(item)))
-    return int(getattr(getattr(item, "usage", None), "completion_tokens", 0) or 0)
+    return usage_tokens(item)
 
 
 def carries_usage(item: Any) -> bool:
@@ -97,6 +97,16 @@ def carries_usage(item: Any) -> bool:
     if isinstance(item, str):
         return '"usage"' in item and any(_body(event).get("usage") for event in _events(item))
     return getattr(item, "usage", None) is not None
+
+
+def usage_tokens(item: Any) -> int:
+    """Output tokens by the usage that is told here; 0 where none is."""
+    if isinstance(item, list):
+        return max(map(usage_tokens, item), default=0)
+    if isinstance(item, str):
+        usages = [_body(event).get("usage") or {} for event in _events(item)] if '"usage"' in item else []
+        return max((int(each.get("completion_tokens") or 0) for each in usages), default=0)
+    return int(getattr(getattr(item, "usage", None), "completion_tokens", 0) or 0)
 
 
 def with_usage(item: Any, told: Mapping[str, Any]) -> Any:

@@ -20,7 +20,7 @@ from serve_apps.control_actors import ControlActors
 from serve_apps.engines.protocol import GenerateRequest
 from serve_apps.governor_host import ClockRange, GovernorHost
 from serve_apps.latencies import Latencies
-from serve_apps.ray_llm.llm_messages import carries_usage, tokens_of, with_usage
+from serve_apps.ray_llm.llm_messages import carries_usage, tokens_of, usage_tokens, with_usage
 from serve_apps.ray_llm.open_requests import OpenRequests, Pace
 from serve_apps.replica import ReplicaAccount, ReplicaReports, Seat
 from serve_apps.replica_directory import ReplicaDirectory
@@ -104,6 +104,7 @@ class MeteredReplica:
                         first_s = first_s or time.monotonic()
                         self._progressed(key, fresh)
                     if carries_usage(item):
+                        tokens = usage_tokens(item) or tokens
                         energy_j = self._energy.ended(key) if energy_j is None else energy_j
                         told = None if energy_j is None else round(energy_j, 3)
                         item = with_usage(item, {"energy_j": told, "tenant": request.tenant})

@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.llm._internal.serve.core.configs.openai_api_models import ErrorInfo, ErrorResponse
 from ray.serve.llm import LLMServer
-from ray.serve.llm.openai_api_models import ErrorInfo, ErrorResponse
 
 from control_plane.domain import ReplicaId
 from serve_apps.api_errors import ApiError

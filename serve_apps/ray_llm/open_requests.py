@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from control_plane.domain import QueuedPrompt, QueueView, Role
 from serve_apps.engines.protocol import EngineStats, GenerateRequest
+from serve_apps.ray_llm import scheduler_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,15 @@ class OpenRequests:
         return made
 
     def stats(self) -> EngineStats:
+        """The scheduler's own counts where it tells them, else what is seen here."""
         now_s = self._clock_s()
         waiting = [each for each in self._open.values() if not each.tokens]
+        told = scheduler_view.seen(now_s) if self._open else None
         return EngineStats(
-            len(waiting),
-            len(self._open) - len(waiting),
+            len(waiting) if told is None else told.waiting,
+            len(self._open) - len(waiting) if told is None else told.running,
             max((now_s - each.began_s for each in waiting), default=0.0),
-            min(1.0, self._context_tokens() / self._kv_tokens),
+            min(1.0, self._context_tokens() / self._kv_tokens) if told is None else told.kv_used_ratio,
             sum(each.request.input_tokens for each in waiting),
             min((each.began_s + each.request.ttft_limit_s - now_s for each in waiting), default=None),
         )

@@ -61,5 +61,5 @@ class PooledCalls(ServeCalls):
 
     async def stream(self, app: str, replica_id: ReplicaId, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         async for item in super().stream(app, replica_id, request):
-            yield Item("", tokens_of(item), item=item)
+            yield Item("", tokens_of(item), whole=not isinstance(item, list | str), item=item)
         yield Item("", 0, "stop")

@@ -11,8 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+from ray.llm._internal.serve.core.configs.openai_api_models import (
+    ChatCompletionResponse,
+    CompletionResponse,
+    ErrorInfo,
+    ErrorResponse,
+)
 from ray.llm._internal.serve.core.engine.protocol import LLMEngine
-from ray.serve.llm.openai_api_models import ChatCompletionResponse, CompletionResponse, ErrorInfo, ErrorResponse
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
