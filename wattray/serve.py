@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from serve_apps.ray_llm.app_builder import build_openai_app
     from serve_apps.ray_llm.metered_server import MeteredLLMServer
     from serve_apps.ray_llm.planned_replicas import PlannedReplicas
-    from serve_apps.ray_llm.pooled_calls import PooledReplicaRouter
+    from serve_apps.ray_llm.policy_router import PolicyReplicaRouter
 
-__all__ = ["MeteredLLMServer", "PlannedReplicas", "PooledReplicaRouter", "build_openai_app"]
+__all__ = ["MeteredLLMServer", "PlannedReplicas", "PolicyReplicaRouter", "build_openai_app"]
 
 _HOMES = {
     "PlannedReplicas": "serve_apps.ray_llm.planned_replicas",
-    "PooledReplicaRouter": "serve_apps.ray_llm.pooled_calls",
+    "PolicyReplicaRouter": "serve_apps.ray_llm.policy_router",
     "MeteredLLMServer": "serve_apps.ray_llm.metered_server",
     "build_openai_app": "serve_apps.ray_llm.app_builder",
 }

@@ -52,6 +52,26 @@ def read_managed(experimental: Mapping[str, Any], gpus: int | None = None) -> Ma
     return Managed(settings, PoolName(pool))
 
 
+def check_followed(deployment: Mapping[str, Any]) -> None:
+    """For a server that Ray's own builder deploys: raises ConfigRefusedError where Serve would scale it by a loop of
+    its own while our planner counts on its replicas."""
+    scaling = deployment.get("autoscaling_config")
+    policy = {} if scaling is None else _get(scaling, "policy") or {}
+    function = str(_get(policy, "policy_function") or "")
+    if scaling is None and isinstance(deployment.get("num_replicas"), int):
+        return
+    if not function.endswith("PlannedReplicas"):
+        raise ConfigRefusedError(
+            "deployment_config: Ray Serve would scale this deployment by a loop of its own. Set num_replicas, or "
+            "autoscaling_config.policy: {policy_function: wattray.serve:PlannedReplicas, policy_kwargs: {pool: POOL}}"
+        )
+
+
+def _get(part: Any, name: str) -> Any:
+    """Of a mapping or of an object of Ray's."""
+    return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
+
+
 def check_one_loop(deployment: Mapping[str, Any], ingress: Mapping[str, Any]) -> int:
     """The replicas that the configuration asks for. ray.serve.llm adds an autoscaling_config of its own wherever
     num_replicas is missing, and two loops would then move the same replicas: raises ConfigRefusedError, naming the two

@@ -14,7 +14,7 @@ from control_plane.domain import ReplicaId
 from serve_apps.api_errors import ApiError
 from serve_apps.ray_llm.control import ensure_control_plane
 from serve_apps.ray_llm.llm_messages import read_request, streams, token_counter
-from serve_apps.ray_llm.managed_config import read_managed
+from serve_apps.ray_llm.managed_config import check_followed, read_managed
 from serve_apps.ray_llm.metered_replica import MeteredReplica, reported_as_starting
 from serve_apps.ray_llm.worker_gpus import METHOD, WORKER_EXTENSION
 from serve_apps.replica_gpus import gpus_of_workers
@@ -63,6 +63,14 @@ class MeteredLLMServer(LLMServer):
         async with aclosing(answer):
             async for item in answer:
                 yield item
+
+    @classmethod
+    def get_deployment_options(cls, llm_config: Any) -> dict[str, Any]:
+        """Called by the builder. Raises ConfigRefusedError where a second loop would scale the deployment."""
+        check_followed(llm_config.deployment_config)
+        read_managed(llm_config.experimental_configs)
+        options: dict[str, Any] = super().get_deployment_options(llm_config)
+        return options
 
     async def check_health(self) -> None:
         await super().check_health()

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from control_plane.domain import PoolName
-from serve_apps.ray_llm.managed_config import ConfigRefusedError, check_one_loop, read_managed
+from serve_apps.ray_llm.managed_config import ConfigRefusedError, check_followed, check_one_loop, read_managed
 from serve_apps.ray_llm.plan_reader import Counts, PlanReader
 from wattray.serve import PlannedReplicas
 
@@ -33,6 +33,20 @@ def test_a_second_loop_is_refused_with_the_two_keys_to_set(deployment: dict, ing
 
 def test_fixed_counts_are_taken_and_told() -> None:
     assert check_one_loop(FIXED, {"num_replicas": 1}) == 3
+
+
+FOLLOWS = {"policy": {"policy_function": "wattray.serve:PlannedReplicas", "policy_kwargs": {"pool": "llm"}}}
+
+
+@pytest.mark.parametrize("deployment", [{}, AUTOSCALED, {"num_replicas": "auto"}])
+def test_a_metered_server_that_serve_scales_by_itself_is_refused(deployment: dict) -> None:
+    with pytest.raises(ConfigRefusedError, match=r"Set num_replicas, or autoscaling_config\.policy"):
+        check_followed(deployment)
+
+
+@pytest.mark.parametrize("deployment", [FIXED, {"autoscaling_config": FOLLOWS}])
+def test_a_fixed_count_and_our_own_policy_are_taken(deployment: dict) -> None:
+    check_followed(deployment)
 
 
 @pytest.mark.parametrize(
