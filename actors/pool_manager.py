@@ -95,6 +95,7 @@ class PoolManager:
         self._orders: dict[ReplicaId, Orders] = {}
         self._asked: dict[tuple[int, Role], tuple[int, float]] = {}
         self._pending: dict[tuple[int, Role], asyncio.Task[None]] = {}
+        self._wanted: dict[tuple[int, str], int] = {}
         self._forecast = Forecast()
         self._forecast_at_s = -math.inf
         self._routable: frozenset[ReplicaId] = frozenset()
@@ -150,6 +151,11 @@ class PoolManager:
 
     def decisions(self, last: int = 50) -> tuple[Decision, ...]:
         return self._log.last(last)
+
+    def wanted_replicas(self) -> dict[tuple[int, str], int]:
+        """Counts by tensor parallelism and role as they were ordered, for autoscalers that follow them; builtin types
+        only, because Serve's controller reads them. Empty until there are some."""
+        return dict(self._wanted)
 
     # the loop
 
@@ -225,6 +231,7 @@ class PoolManager:
             self._asked.pop((action.tp, action.role), None)
             self._log.note(_count_text(action), action.why, f"failed: {error}")
             return
+        self._wanted[(action.tp, action.role.value)] = action.replicas
         if not repeated:
             self._log.note(_count_text(action), action.why)
 

@@ -22,6 +22,8 @@ from actors.gpu_agent import GpuAgent
 from actors.guarded_agent import GuardedGpuAgent
 from actors.load_forecaster import LoadForecaster
 from actors.messages import Decision, GpuReading, Held, PoolStatus
+from actors.names import NAMESPACE as NAMESPACE
+from actors.names import pool_manager_name as pool_manager_name
 from actors.node_agents import NodeSeen, plan_agents
 from actors.peers import PeerAwayError
 from actors.planner_actor import PerseusPlannerActor
@@ -43,7 +45,6 @@ from control_plane.settings import Settings
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "wattray"
 CLUSTER_MANAGER = "cluster_manager"
 LOAD_FORECASTER = "load_forecaster"
 PERSEUS_PLANNER = "perseus_planner"
@@ -54,10 +55,6 @@ RESERVE_S = 30.0
 RESTART_SETTLE_S = 3.0
 """A pool manager that restarted listens this long: replicas report every second."""
 CALL_TIMEOUT_S = 5.0
-
-
-def pool_manager_name(pool: PoolName) -> str:
-    return f"pool_manager:{pool}"
 
 
 def gpu_agent_name(node_id: str) -> str:
@@ -339,6 +336,7 @@ def _start(cls: type, name: str, *args: Any, **options: Any) -> ActorHandle:
             max_restarts=-1,
             max_task_retries=0,
             num_cpus=0,
+            get_if_exists=True,
             **options,
         )
         .remote(*args)

@@ -255,7 +255,8 @@ class Dispatcher:
                         if flight.ttft_s is None:
                             flight.ttft_s = self._clock_s() - flight.began_s
                             self._waiting -= 1
-                        self._host.first_token(request.request_id, replica_id, request.input_tokens, flight.ttft_s)
+                        ttft_s = None if chunk.whole else flight.ttft_s
+                        self._host.first_token(request.request_id, replica_id, request.input_tokens, ttft_s)
                     tokens += chunk.tokens
                     flight.account.tokens = tokens
                     if chunk.finish_reason is not None:

@@ -4,26 +4,25 @@ governor where it has one."""
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from ray import serve
 
 from actors import runtime
-from actors.gpu.drivers import gpud_of
-from actors.gpu.scheduled_gpus import ScheduledGpus
 from actors.messages import Orders, ReplicaReport
 from actors.peers import PeerAwayError
-from actors.runtime import Installation, gpu_agent_name, pool_manager_name, run_folder
+from actors.runtime import Installation, pool_manager_name
 from control_plane.domain import PoolName, QueueView, ReplicaId, ReplicaState, Role
-from control_plane.leases import Hold
 from control_plane.ports import Gpu, GpuError
 from control_plane.serving.energy_shares import prompt_token_work
 from control_plane.serving.policy import Needs
+from serve_apps.clock_holds import clock_holder
 from serve_apps.control_actors import ControlActors
 from serve_apps.engines.factory import make_engine
-from serve_apps.engines.protocol import Chunk, Engine, GenerateRequest
+from serve_apps.engines.protocol import Chunk, EngineStats, GenerateRequest
 from serve_apps.governor_host import ClockRange, GovernorHost
 from serve_apps.latencies import Latencies
 from serve_apps.replica_energy import ReplicaEnergy
@@ -48,10 +47,14 @@ class Seat:
     gpu_uuids: tuple[str, ...]
 
 
+class _Queue(Protocol):
+    def stats(self) -> EngineStats: ...
+
+
 class ReplicaAccount:
     """What a replica says of itself: counts always, the rest where the policy needs it."""
 
-    def __init__(self, seat: Seat, engine: Engine, gpus: tuple[Gpu, ...], needs: Needs, latencies: Latencies) -> None:
+    def __init__(self, seat: Seat, engine: _Queue, gpus: tuple[Gpu, ...], needs: Needs, latencies: Latencies) -> None:
         self._seat, self._engine, self._gpus = seat, engine, gpus
         self._needs, self._latencies = needs, latencies
         self.state = ReplicaState.STARTING
@@ -81,9 +84,10 @@ class ReplicaAccount:
         )
 
     def freq_mhz(self) -> int | None:
-        """The clock of the slowest GPU, which the others wait for; None where a GPU cannot be read."""
+        """The clock of the slowest GPU, which the others wait for; None where a GPU cannot be read, and
+        before the engine has any."""
         try:
-            return min(gpu.freq_mhz() for gpu in self._gpus)
+            return min((gpu.freq_mhz() for gpu in self._gpus), default=None)
         except GpuError as error:
             log.warning("the clock cannot be read: %s", error)
             return None
@@ -152,16 +156,7 @@ class ModelReplica:
             def queue() -> QueueView:
                 return self._engine.queue(account.freq_mhz() or profile.max_freq_mhz)
 
-            owner, gpud = f"governor:{replica_id}", gpud_of(run_folder(deployment.run_dir), given.node_id)
-            scheduled = None if gpud is None or settings.gpu.control != "act" else ScheduledGpus(gpud, owner)
-
-            async def hold(clocks: Mapping[str, int], ttl_s: float) -> None:
-                if scheduled is not None:
-                    await scheduled.hold(clocks, ttl_s)
-                    return
-                holds = {uuid: Hold(freq_mhz) for uuid, freq_mhz in clocks.items()}
-                await actors.call(gpu_agent_name(given.node_id), "hold", owner, holds, ttl_s)
-
+            hold = clock_holder(deployment, given.node_id, replica_id, actors)
             clocks = ClockRange(tuple(profile.freqs_mhz), settings.gpu.lease_ttl_s)
             self._governor = GovernorHost(governor, queue, hold, given.uuids, clocks, time.monotonic)
         reports = ReplicaReports(account, pool, actors, self._governor)
@@ -189,7 +184,7 @@ class ModelReplica:
                         first_s = time.monotonic()
                         if self._governor is not None:
                             self._governor.first_token(first_s - began_s, request.ttft_limit_s)
-                    self._energy.progressed(request.request_id, chunk)
+                    self._energy.progressed(request.request_id, chunk.tokens)
                     if chunk.finish_reason is not None:
                         chunk = replace(chunk, energy_j=self._energy.ended(request.request_id))
                     yield chunk

@@ -28,11 +28,17 @@ class ServeCalls:
         self._handles: dict[str, DeploymentHandle[Any]] = {}
         for app in apps:
             handle: DeploymentHandle[Any] = DeploymentHandle(REPLICA_DEPLOYMENT, app)
-            handle._init()
-            self._handles[app] = handle.options(stream=True)
+            self._follow(app, handle)
+
+    def _follow(self, app: str, handle: DeploymentHandle[Any]) -> None:
+        handle._init()
+        self._handles[app] = handle.options(stream=True)
+
+    def _send(self, app: str, replica_id: ReplicaId, request: GenerateRequest) -> Any:
+        return self._handles[app].generate.remote(request, replica_id=replica_id)
 
     async def stream(self, app: str, replica_id: ReplicaId, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        response = self._handles[app].generate.remote(request, replica_id=replica_id)
+        response = self._send(app, replica_id, request)
         finished = False
         try:
             yield await first_or_lost(anext(aiter(response)), app, replica_id)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from actors.gpu.energy_meter import EnergyMeter
 from control_plane.ports import Gpu, GpuError
 from control_plane.serving.energy_shares import EnergyShares
-from serve_apps.engines.protocol import Chunk, GenerateRequest
+from serve_apps.engines.protocol import GenerateRequest
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ class ReplicaEnergy:
         self._shares.began(request.request_id)
         self._prompts[request.request_id] = request.input_tokens
 
-    def progressed(self, request_id: str, chunk: Chunk) -> None:
-        prompt = self._prompts.pop(request_id, 0) if chunk.tokens else 0
-        self._shares.worked(request_id, chunk.tokens + prompt * self._prompt_token_work)
+    def progressed(self, request_id: str, tokens: float) -> None:
+        prompt = self._prompts.pop(request_id, 0) if tokens else 0
+        self._shares.worked(request_id, tokens + prompt * self._prompt_token_work)
 
     def ended(self, request_id: str) -> float | None:
         """Its joules; None where the counters cannot be read."""

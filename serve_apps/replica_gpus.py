@@ -1,5 +1,6 @@
 """The GPUs that Ray gave to a replica, behind the driver that the settings name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import ray
 from actors.gpu.drivers import ChargeableNode, gpus_of, open_charged
 from actors.runtime import Installation, run_folder
 from control_plane.ports import Gpu
+from serve_apps.ray_llm.worker_gpus import WorkerGpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +33,18 @@ def gpus_given(deployment: Installation, tp: int) -> ReplicaGpus:
     node = open_charged(deployment.settings.gpu.driver, run_folder(deployment.run_dir), node_id)
     gpus = gpus_of(node, indices)
     return ReplicaGpus(node_id, node, indices, tuple(gpu.uuid for gpu in gpus), gpus)
+
+
+def gpus_of_workers(deployment: Installation, node_id: str, workers: Sequence[WorkerGpu]) -> ReplicaGpus:
+    """Those that an engine's workers say they run on. Raises RuntimeError where a worker has none, or is elsewhere."""
+    node = open_charged(deployment.settings.gpu.driver, run_folder(deployment.run_dir), node_id)
+    indices = []
+    for rank, worker in enumerate(workers):
+        if worker.node_id != node_id:
+            raise RuntimeError(f"rank {rank} runs on node {worker.node_id}, the replica on {node_id}: one node only")
+        index = worker.index if worker.uuid is None else node.index_of(worker.uuid)
+        if index is None:
+            raise RuntimeError(f"rank {rank} runs on no GPU")
+        indices.append(index)
+    gpus = gpus_of(node, indices)
+    return ReplicaGpus(node_id, node, tuple(indices), tuple(gpu.uuid for gpu in gpus), gpus)

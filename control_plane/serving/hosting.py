@@ -77,9 +77,9 @@ class RouterHost:
     ) -> ReplicaId | None:
         return self._router.route_decode(now_s, key, input_tokens, candidates)
 
-    def first_token(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float) -> None:
-        """The client has its first token, ``ttft_s`` after it asked."""
-        if self._sees_past:
+    def first_token(self, key: Hashable, replica_id: ReplicaId, input_tokens: int, ttft_s: float | None) -> None:
+        """The client has its first token, ``ttft_s`` after it asked; None where that is not known."""
+        if self._sees_past and ttft_s is not None:
             self._answered += 1
             self._late += ttft_s > self._slo.ttft_s(InputClass.of(input_tokens))
         self._router.first_token(key, replica_id)

@@ -70,6 +70,8 @@ class Chunk:
     tokens: int
     finish_reason: str | None = None
     energy_j: float | None = None
+    whole: bool = False
+    """It is a whole answer at once: when its first token was there is not known."""
 
 
 @dataclass(frozen=True, slots=True)

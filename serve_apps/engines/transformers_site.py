@@ -7,9 +7,9 @@ import torch
 
 from actors.gpu.drivers import ChargeableNode
 from control_plane.hardware.machine_profile import MachineProfile
-from control_plane.settings import Settings
+from control_plane.settings import ServeSettings, Settings
 from serve_apps.engines.admission_queue import BatchLimits
-from serve_apps.engines.charged_activity import ChargedGpus, RealGpus
+from serve_apps.engines.charged_activity import ActivityCharge, ChargedGpus, RealGpus
 from serve_apps.engines.model_tokenizer import tokenizer_of
 from serve_apps.engines.protocol import EngineError
 from serve_apps.engines.transformers_engine import ModelSite, TransformersEngine
@@ -32,9 +32,18 @@ def transformers_engine(
             f"the transformers engine runs on one GPU and this replica has {tp}; use a profile with tensor parallelism "
             "1, or another serve.engine"
         )
+    device = "cpu" if simulated or not torch.cuda.is_available() else "cuda"
+    charged = ChargedGpus(node, indices, profile.times(tp), profile.limits(tp).batch_tokens)
+    return _engine(serve, device, tp, charged if simulated else RealGpus())
+
+
+def uncharged_engine(serve: ServeSettings) -> TransformersEngine:
+    """On this machine's CPU or one GPU, without a node of GPUs that its work is charged to."""
+    return _engine(serve, "cuda" if torch.cuda.is_available() else "cpu", 1, RealGpus())
+
+
+def _engine(serve: ServeSettings, device: str, tp: int, charge: ActivityCharge) -> TransformersEngine:
     limits = BatchLimits(serve.kv_cache_tokens // PAGE_TOKENS * PAGE_TOKENS, PAGE_TOKENS, BATCH_TOKENS, BATCH_REQUESTS)
     folder = None if serve.model_path is None else Path(serve.model_path)
-    device = "cpu" if simulated or not torch.cuda.is_available() else "cuda"
     site = ModelSite(folder, device, limits, serve.stream_interval_s, tp)
-    charged = ChargedGpus(node, indices, profile.times(tp), profile.limits(tp).batch_tokens)
-    return TransformersEngine(site, tokenizer_of(serve.model_path), charged if simulated else RealGpus())
+    return TransformersEngine(site, tokenizer_of(serve.model_path), charge)
