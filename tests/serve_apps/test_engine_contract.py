@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scripted_vllm import ScriptedVllm
 
 from actors.gpu.simulated import SimulatedNode
 from control_plane.domain import Role
 from control_plane.hardware.profiles import DEFAULT_PROFILE, load_profile
 from control_plane.settings import parse_settings
+from serve_apps.engines.charged_activity import ChargedGpus
 from serve_apps.engines.factory import make_engine, make_tokenizer
+from serve_apps.engines.model_tokenizer import tokenizer_of
 from serve_apps.engines.protocol import (
     Chunk,
     Engine,
@@ -23,11 +26,14 @@ from serve_apps.engines.protocol import (
     KvHandover,
     RequestRefusedError,
 )
+from serve_apps.engines.vllm_engine import VllmEngine
 
 pytestmark = pytest.mark.usefixtures("small_heap")
 
 PROFILE = load_profile(DEFAULT_PROFILE)
-NEEDS = {"simulated": "asyncio", "transformers": "transformers"}
+SCRIPTED = "vllm, scripted"
+"""The vllm engine on a library that scripts what vLLM does."""
+NEEDS = {"simulated": "asyncio", "transformers": "transformers", SCRIPTED: "asyncio", "vllm": "vllm"}
 """The library that each engine needs."""
 ENGINES = tuple(
     pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(library) is None, reason=f"no {library} here"))
@@ -45,8 +51,14 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def make(name: str, node: SimulatedNode) -> Engine:
-    settings = parse_settings({"serve": {"engine": name, "stream_interval_s": 0.02, "kv_cache_tokens": KV_TOKENS}})
-    return make_engine(settings, PROFILE, 8, Role.COMBINED, node, range(8))
+    if name == SCRIPTED:
+        charge = ChargedGpus(node, range(8), PROFILE.times(8), 2048)
+        return VllmEngine(ScriptedVllm(KV_TOKENS), tokenizer_of(None), charge, 0.02, 8)
+    serve: dict[str, object] = {"engine": name, "stream_interval_s": 0.02, "kv_cache_tokens": KV_TOKENS}
+    if name == "vllm":
+        pages = {"block_size": 16, "num_gpu_blocks_override": KV_TOKENS // 16 + 1}
+        serve["vllm_args"] = {**pages, "enforce_eager": True, "gpu_memory_utilization": 0.3}
+    return make_engine(parse_settings({"serve": serve}), PROFILE, 8, Role.COMBINED, node, range(8))
 
 
 @asynccontextmanager
@@ -248,7 +260,7 @@ def test_an_engine_that_stops_says_so_to_open_streams(name: str, tmp_path: Path)
 
 
 def test_the_tokenizer_counts_what_it_encodes(name: str) -> None:
-    tokenizer = make_tokenizer(parse_settings({"serve": {"engine": name}}))
+    tokenizer = make_tokenizer(parse_settings({"serve": {"engine": name.split(",")[0]}}))
     for text in ("", " ", "one", "one two  three\nfour", "äöü 漢字"):
         assert tokenizer.count_tokens(text) == len(tokenizer.encode(text)) >= 1
 
