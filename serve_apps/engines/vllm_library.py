@@ -17,6 +17,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from serve_apps.engines.admission_queue import BatchLimits
 from serve_apps.engines.batched_engine import Loaded
+from serve_apps.engines.orphan_guard import OrphanGuard
 from serve_apps.engines.protocol import EngineError, SamplingParameters
 from serve_apps.engines.vllm_engine import Answered
 
@@ -32,14 +33,17 @@ class VllmLibrary:
     def __init__(self, folder: Path | None, tp: int, arguments: Mapping[str, Any]) -> None:
         self._folder, self._tp, self._arguments = folder, tp, arguments
         self._llm: Any = None
+        self._guard: OrphanGuard | None = None
         self._defaults: dict[str, Any] = {}
         self._kv_used_ratio = 0.0
 
     async def start(self) -> Loaded:
         """Takes tens of seconds, in a thread."""
+        self._guard = OrphanGuard()
         try:
             return await asyncio.to_thread(self._load)
         except Exception as error:
+            await self.stop()
             raise EngineError(f"vLLM does not start: {error}") from error
 
     def running(self) -> bool:
@@ -84,6 +88,9 @@ class VllmLibrary:
     async def stop(self) -> None:
         if self._llm is not None:
             await asyncio.to_thread(self._llm.shutdown)
+        if self._guard is not None:
+            self._guard.end()
+            self._guard = None
 
     def _load(self) -> Loaded:
         with _small_model() if self._folder is None else nullcontext(str(self._folder)) as folder:
