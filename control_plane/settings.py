@@ -145,6 +145,20 @@ class TrainingSettings(_Part):
     """GPUs of one node kept for training jobs; serving plans with the others."""
 
 
+KEPT_VLLM_ARGS = {
+    "model": "set serve.model_path",
+    "tokenizer": "the tokenizer is serve.model_path's",
+    "skip_tokenizer_init": "the router and the replicas have the tokenizer",
+    "tensor_parallel_size": "plans choose it among the profile's",
+    "pipeline_parallel_size": "a replica is one stage",
+    "data_parallel_size": "replicas are plans' to count",
+    "scheduling_policy": "prompts are begun in the order in which their first tokens are due",
+    "disable_log_stats": "its scheduler's statistics are read",
+    "distributed_executor_backend": "Ray gives a replica its GPUs",
+}
+"""Fields of vLLM's arguments that the settings do not pass on, and why or what to set."""
+
+
 class ServeSettings(_Part):
     """The HTTP side."""
 
@@ -156,13 +170,16 @@ class ServeSettings(_Part):
     admin_port: int | None = Field(None, ge=1, le=65535)
     """Of the status page, on loopback only; default: the one after `port`, or any free one where that is taken."""
     model_name: str = "llama2-70b"
-    engine: Literal["simulated", "transformers"] = "simulated"
+    engine: Literal["simulated", "transformers", "vllm"] = "simulated"
     """The inference engine of every replica; docs/engines.md tells which when."""
     model_path: str | None = None
-    """The folder of a Hugging Face model with its `tokenizer.json`, on every node. Without one the transformers engine
-    serves a small model with random weights: nothing is downloaded."""
+    """The folder of a Hugging Face model with its `tokenizer.json`, on every node. Without one the engines that run
+    models serve a small one with random weights: nothing is downloaded."""
+    vllm_args: dict[str, Any] = {}
+    """Fields of vLLM's AsyncEngineArgs for the vllm engine, as `gpu_memory_utilization` or `quantization`."""
     kv_cache_tokens: int = Field(65_536, ge=1024)
-    """Tokens in the KV cache of a transformers replica: 128 MiB of the small model, 8 GiB of Llama 3 8B."""
+    """Tokens in the KV cache of a transformers replica: 128 MiB of the small model, 8 GiB of Llama 3 8B. vLLM takes
+    what its `gpu_memory_utilization` leaves."""
     stream_interval_s: float = Field(0.25, ge=0)
     """Tokens of a stream are sent together this often (the first at once), as vLLM's stream interval does; 0 sends
     them after every iteration."""
@@ -188,8 +205,12 @@ class ServeSettings(_Part):
         if self.engine == "simulated" and self.model_path is not None:
             raise ValueError(
                 f"serve.model_path {self.model_path!r} with serve.engine simulated, which runs no model; "
-                "set serve.engine to transformers, or leave serve.model_path out"
+                "set serve.engine to vllm or transformers, or leave serve.model_path out"
             )
+        if self.engine != "vllm" and self.vllm_args:
+            raise ValueError(f"serve.vllm_args with serve.engine {self.engine}; set serve.engine to vllm")
+        for name in self.vllm_args.keys() & KEPT_VLLM_ARGS.keys():
+            raise ValueError(f"serve.vllm_args.{name} is not passed on: {KEPT_VLLM_ARGS[name]}")
         return self
 
 

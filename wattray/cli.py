@@ -103,7 +103,8 @@ def up(
     ] = None,
     rps: Annotated[float, typer.Option(help="Requests a second to be ready for at once.", min=0.0)] = 1.0,
     engine: Annotated[
-        str | None, typer.Option(help="simulated, or transformers: a real model on this machine's CPU or a GPU.")
+        str | None,
+        typer.Option(help="simulated; transformers: a real model on this machine's CPU or a GPU; vllm: on GPUs."),
     ] = None,
     gpus: Annotated[int | None, typer.Option(help="How many GPUs (gpu.count).")] = None,
     port: PortOption = None,

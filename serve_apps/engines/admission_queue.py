@@ -22,6 +22,10 @@ class BatchLimits:
         """Tokens of the pages that so many tokens take."""
         return -(-tokens // self.page_tokens) * self.page_tokens
 
+    def fits(self, tokens: int) -> bool:
+        """Whether an empty replica could hold a request with its whole answer."""
+        return self.reserved(tokens) <= self.kv_tokens
+
 
 @dataclass(slots=True)
 class _Admitted:
@@ -45,10 +49,6 @@ class AdmissionQueue:
     def prefill_tokens(self) -> int:
         """Prompt tokens of admitted requests without a first token."""
         return self._prefill_tokens
-
-    def fits(self, prompt_tokens: int, answer_tokens: int) -> bool:
-        """Whether an empty replica could hold the request with its whole answer."""
-        return self._limits.reserved(prompt_tokens + answer_tokens) <= self._limits.kv_tokens
 
     def push(self, key: str, due_s: float, prompt_tokens: int, answer_tokens: int) -> None:
         """``due_s``: when the first token is due. The request must fit."""

@@ -45,6 +45,10 @@ def make_engine(
             from serve_apps.engines.transformers_site import transformers_engine
 
             return transformers_engine(settings, profile, tp, node, indices)
+        case "vllm":
+            from serve_apps.engines.vllm_site import vllm_engine
+
+            return vllm_engine(settings, profile, tp, node, indices)
         case _:
             assert_never(settings.serve.engine)
 
@@ -56,7 +60,7 @@ def make_tokenizer(settings: Settings) -> Tokenizer:
             from serve_apps.engines.word_tokenizer import WordTokenizer
 
             return WordTokenizer()
-        case "transformers":
+        case "transformers" | "vllm":
             from serve_apps.engines.model_tokenizer import tokenizer_of
 
             return tokenizer_of(settings.serve.model_path)
@@ -68,7 +72,7 @@ def extensions_of(settings: Settings) -> ReadExtensions:
     match settings.serve.engine:
         case "simulated":
             return output_length.read_extensions
-        case "transformers":
+        case "transformers" | "vllm":
             return output_length.read_extensions if settings.serve.model_path is None else _none
         case _:
             assert_never(settings.serve.engine)

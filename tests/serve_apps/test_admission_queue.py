@@ -39,7 +39,7 @@ def test_no_more_is_handed_over_than_there_is_room_for_and_the_first_due_goes_fi
     for number, step in enumerate(steps):
         if step[0] == "push":
             _, due_s, prompt, answer = step
-            if queue.fits(prompt, answer):
+            if LIMITS.fits(prompt + answer):
                 sizes[number] = (prompt, answer)
                 waiting[str(number)] = (due_s, number)
                 queue.push(str(number), due_s, prompt, answer)
@@ -58,6 +58,5 @@ def test_no_more_is_handed_over_than_there_is_room_for_and_the_first_due_goes_fi
 
 
 def test_a_request_fits_up_to_the_last_page() -> None:
-    queue = AdmissionQueue(LIMITS)
-    assert queue.fits(600, 40)
-    assert not queue.fits(600, 41)
+    assert LIMITS.fits(640)
+    assert not LIMITS.fits(641)

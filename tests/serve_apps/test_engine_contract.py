@@ -2,18 +2,20 @@
 
 import asyncio
 import importlib.util
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scripted_vllm import ScriptedVllm
 
 from actors.gpu.simulated import SimulatedNode
 from control_plane.domain import Role
 from control_plane.hardware.profiles import DEFAULT_PROFILE, load_profile
 from control_plane.settings import parse_settings
+from serve_apps.engines.charged_activity import ChargedGpus
 from serve_apps.engines.factory import make_engine, make_tokenizer
+from serve_apps.engines.model_tokenizer import tokenizer_of
 from serve_apps.engines.protocol import (
     Chunk,
     Engine,
@@ -23,11 +25,14 @@ from serve_apps.engines.protocol import (
     KvHandover,
     RequestRefusedError,
 )
+from serve_apps.engines.vllm_engine import VllmEngine
 
 pytestmark = pytest.mark.usefixtures("small_heap")
 
 PROFILE = load_profile(DEFAULT_PROFILE)
-NEEDS = {"simulated": "asyncio", "transformers": "transformers"}
+SCRIPTED = "vllm, scripted"
+"""The vllm engine on a library that scripts what vLLM does."""
+NEEDS = {"simulated": "asyncio", "transformers": "transformers", SCRIPTED: "asyncio", "vllm": "vllm"}
 """The library that each engine needs."""
 ENGINES = tuple(
     pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(library) is None, reason=f"no {library} here"))
@@ -39,31 +44,47 @@ KV_TOKENS = 16_384
 Use = Callable[[Engine], Awaitable[None]]
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(scope="module", params=ENGINES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def make(name: str, node: SimulatedNode) -> Engine:
-    settings = parse_settings({"serve": {"engine": name, "stream_interval_s": 0.02, "kv_cache_tokens": KV_TOKENS}})
-    return make_engine(settings, PROFILE, 8, Role.COMBINED, node, range(8))
+@pytest.fixture(scope="module")
+def using(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Use], None]]:
+    """Runs what a test does with an engine that is there already; the test leaves it as it was."""
+    with asyncio.Runner() as runner:
+        node = SimulatedNode.create(tmp_path_factory.mktemp("engine") / "gpus.bin", 8, PROFILE.gpu)
+        engine = runner.run(loaded(name, node))
+        yield lambda use: runner.run(use(engine))
+        runner.run(engine.shutdown())
 
 
-@asynccontextmanager
-async def running(name: str, folder: Path) -> AsyncIterator[Engine]:
-    node = SimulatedNode.create(folder / "gpus.bin", 8, PROFILE.gpu)
+async def loaded(name: str, node: SimulatedNode) -> Engine:
     engine = make(name, node)
     await engine.load()
-    try:
-        yield engine
-    finally:
-        await engine.shutdown()
+    return engine
 
 
-def using(name: str, folder: Path, use: Use) -> None:
+def make(name: str, node: SimulatedNode) -> Engine:
+    if name == SCRIPTED:
+        charge = ChargedGpus(node, range(8), PROFILE.times(8), 2048)
+        return VllmEngine(ScriptedVllm(KV_TOKENS), tokenizer_of(None), charge, 0.02, 8)
+    serve: dict[str, object] = {"engine": name, "stream_interval_s": 0.02, "kv_cache_tokens": KV_TOKENS}
+    if name == "vllm":
+        pages = {"block_size": 32, "num_gpu_blocks_override": KV_TOKENS // 32 + 1}
+        serve["vllm_args"] = {**pages, "enforce_eager": True, "gpu_memory_utilization": 0.3}
+    return make_engine(parse_settings({"serve": serve}), PROFILE, 8, Role.COMBINED, node, range(8))
+
+
+def using_own(name: str, folder: Path, use: Use) -> None:
+    """With an engine of the test's own, which it may end."""
+
     async def run() -> None:
-        async with running(name, folder) as engine:
+        engine = await loaded(name, SimulatedNode.create(folder / "gpus.bin", 8, PROFILE.gpu))
+        try:
             await use(engine)
+        finally:
+            await engine.shutdown()
 
     asyncio.run(run())
 
@@ -99,25 +120,25 @@ def test_it_takes_nothing_before_it_is_loaded_and_after_it_has_stopped(name: str
     asyncio.run(run())
 
 
-def test_chunks_come_in_order_and_the_last_one_has_the_reason(name: str, tmp_path: Path) -> None:
+def test_chunks_come_in_order_and_the_last_one_has_the_reason(using: Callable[[Use], None]) -> None:
     async def use(engine: Engine) -> None:
         chunks = await collect(engine, asked(max_tokens=9))
         assert sum(chunk.tokens for chunk in chunks) == 9
         assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
         assert "".join(chunk.text for chunk in chunks)
 
-    using(name, tmp_path, use)
+    using(use)
 
 
-def test_requests_run_beside_each_other(name: str, tmp_path: Path) -> None:
+def test_requests_run_beside_each_other(using: Callable[[Use], None]) -> None:
     async def use(engine: Engine) -> None:
         answers = await asyncio.gather(*(collect(engine, asked(f"r{i}", 5 + i)) for i in range(4)))
         assert [sum(chunk.tokens for chunk in chunks) for chunks in answers] == [5, 6, 7, 8]
 
-    using(name, tmp_path, use)
+    using(use)
 
 
-def test_closing_a_stream_frees_its_kv(name: str, tmp_path: Path) -> None:
+def test_closing_a_stream_frees_its_kv(using: Callable[[Use], None]) -> None:
     async def use(engine: Engine) -> None:
         stream = engine.generate(asked(max_tokens=4000))
         await anext(stream)
@@ -125,10 +146,10 @@ def test_closing_a_stream_frees_its_kv(name: str, tmp_path: Path) -> None:
         await stream.aclose()
         assert (engine.stats().running, engine.stats().kv_used_ratio) == (0, 0.0)
 
-    using(name, tmp_path, use)
+    using(use)
 
 
-def test_cancel_ends_the_stream_and_frees_its_kv(name: str, tmp_path: Path) -> None:
+def test_cancel_ends_the_stream_and_frees_its_kv(using: Callable[[Use], None]) -> None:
     async def use(engine: Engine) -> None:
         generation = asyncio.create_task(collect(engine, asked(max_tokens=4000)))
         await until_running(engine, 1)
@@ -139,10 +160,10 @@ def test_cancel_ends_the_stream_and_frees_its_kv(name: str, tmp_path: Path) -> N
         assert not engine.cancel("a")
         assert not engine.cancel("unknown")
 
-    using(name, tmp_path, use)
+    using(use)
 
 
-def test_the_id_of_a_cancelled_request_can_come_again_at_once(name: str, tmp_path: Path) -> None:
+def test_the_id_of_a_cancelled_request_can_come_again_at_once(using: Callable[[Use], None]) -> None:
     async def use(engine: Engine) -> None:
         first = asyncio.create_task(collect(engine, asked(max_tokens=4000)))
         await until_running(engine, 1)
@@ -152,7 +173,7 @@ def test_the_id_of_a_cancelled_request_can_come_again_at_once(name: str, tmp_pat
         with pytest.raises(EngineError, match="cancelled"):
             await first
 
-    using(name, tmp_path, use)
+    using(use)
 
 
 def test_work_is_charged_to_simulated_gpus_and_ends_with_it(name: str, tmp_path: Path) -> None:
@@ -175,17 +196,17 @@ def test_work_is_charged_to_simulated_gpus_and_ends_with_it(name: str, tmp_path:
     asyncio.run(run())
 
 
-def test_a_request_that_can_never_run_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_request_that_can_never_run_is_refused(using: Callable[[Use], None]) -> None:
     async def use(engine: Engine) -> None:
         with pytest.raises(RequestRefusedError, match="KV cache"):
             await collect(engine, asked(input_tokens=2_000_000))
         assert engine.alive()
         assert sum(chunk.tokens for chunk in await collect(engine, asked("b"))) == 6
 
-    using(name, tmp_path, use)
+    using(use)
 
 
-def test_a_second_request_of_the_same_id_is_refused_and_harms_the_first_one_not(name: str, tmp_path: Path) -> None:
+def test_a_second_request_of_the_same_id_is_refused_and_harms_the_first_one_not(using: Callable[[Use], None]) -> None:
     async def use(engine: Engine) -> None:
         first = asyncio.create_task(collect(engine, asked(max_tokens=8)))
         await until_running(engine, 1)
@@ -193,10 +214,10 @@ def test_a_second_request_of_the_same_id_is_refused_and_harms_the_first_one_not(
             await collect(engine, asked(max_tokens=8))
         assert sum(chunk.tokens for chunk in await first) == 8
 
-    using(name, tmp_path, use)
+    using(use)
 
 
-def test_the_queue_shows_what_waits_and_how_long_it_may(name: str, tmp_path: Path) -> None:
+def test_the_queue_shows_what_waits_and_how_long_it_may(name: str, using: Callable[[Use], None]) -> None:
     async def use(engine: Engine) -> None:
         long = replace(asked("long", 50, 3000), ttft_limit_s=2.0, waited_s=0.5)
         generation = asyncio.create_task(collect(engine, long))
@@ -219,7 +240,7 @@ def test_the_queue_shows_what_waits_and_how_long_it_may(name: str, tmp_path: Pat
         with pytest.raises(EngineError):
             await generation
 
-    using(name, tmp_path, use)
+    using(use)
 
 
 def test_a_drained_engine_has_lost_nothing_and_takes_nothing_more(name: str, tmp_path: Path) -> None:
@@ -232,7 +253,7 @@ def test_a_drained_engine_has_lost_nothing_and_takes_nothing_more(name: str, tmp
         assert await engine.drain(5.0)
         assert sum(chunk.tokens for chunk in await generation) == 20
 
-    using(name, tmp_path, use)
+    using_own(name, tmp_path, use)
 
 
 def test_an_engine_that_stops_says_so_to_open_streams(name: str, tmp_path: Path) -> None:
@@ -244,11 +265,11 @@ def test_an_engine_that_stops_says_so_to_open_streams(name: str, tmp_path: Path)
         with pytest.raises(EngineStoppedError):
             await asyncio.wait_for(generation, 2.0)
 
-    using(name, tmp_path, use)
+    using_own(name, tmp_path, use)
 
 
 def test_the_tokenizer_counts_what_it_encodes(name: str) -> None:
-    tokenizer = make_tokenizer(parse_settings({"serve": {"engine": name}}))
+    tokenizer = make_tokenizer(parse_settings({"serve": {"engine": name.split(",")[0]}}))
     for text in ("", " ", "one", "one two  three\nfour", "äöü 漢字"):
         assert tokenizer.count_tokens(text) == len(tokenizer.encode(text)) >= 1
 
@@ -266,4 +287,4 @@ def test_kv_hand_over_continues_what_another_engine_began(name: str, tmp_path: P
         alone = await engine.prefill(asked("c", max_tokens=1))
         assert alone.first.finish_reason == "length"
 
-    using(name, tmp_path, use)
+    using_own(name, tmp_path, use)
