@@ -4,6 +4,7 @@ It needs no control actor to serve: what it knows of replicas it has from Ray Se
 """
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,9 @@ class Router:
         self._guards = [] if key_file is None else [Depends(key_guard(Path(key_file)))]
         reports = RouterReports(host, directory, ControlActors(runtime.actor), dispatcher.ledger)
         self._reporting = asyncio.get_running_loop().create_task(reports.run())
+        # What has been imported lives as long as the process: no collection needs to walk it under a request.
+        gc.collect()
+        gc.freeze()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Ray Serve asks for it after the constructor."""
