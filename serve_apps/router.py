@@ -4,6 +4,7 @@ It needs no control actor to serve: what it knows of replicas it has from Ray Se
 """
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,9 @@ class Router:
         loop = asyncio.get_running_loop()
         self._reporting = loop.create_task(reports.run())
         self._fitting = loop.create_task(fit_lengths(host)) if settings.lengths == "learned" else None
+        # What has been imported lives as long as the process: no collection needs to walk it under a request.
+        gc.collect()
+        gc.freeze()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Ray Serve asks for it after the constructor."""

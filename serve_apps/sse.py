@@ -9,6 +9,7 @@ from serve_apps.engines.protocol import Chunk
 from serve_apps.openai_api import AnswerShape
 
 DONE = "data: [DONE]\n\n"
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 async def stream_events(
@@ -37,4 +38,4 @@ async def stream_events(
 
 
 def event(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
+    return f"data: {_encode(body)}\n\n"

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import logging
 import re
+import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -177,15 +178,23 @@ class StatusPage:
         watch = Watch(look, shown)
         key = None if serving.api_key_file is None else read_key(Path(serving.api_key_file))
         app = make_page_app(watch, key)
-        config = uvicorn.Config(app, "127.0.0.1", port, log_config=None, access_log=False, lifespan="off")
-        self._server = uvicorn.Server(config)
-        self._tasks = [asyncio.create_task(watch.run()), asyncio.create_task(self._server.serve())]
+        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+        self._tasks = [asyncio.create_task(watch.run()), asyncio.create_task(self._serve(port))]
+
+    async def _serve(self, port: int) -> None:
+        """For ever. A port that somebody else has is tried again: uvicorn itself would end the process."""
+        while True:
+            try:
+                listening = socket.create_server(("127.0.0.1", port))
+            except OSError as error:
+                log.error("the status page cannot listen on port %d, tried again: %s", port, error)
+                await asyncio.sleep(LOOK_S)
+                continue
+            await self._server.serve(sockets=[listening])
 
     async def ready(self) -> bool:
-        """Returns when it answers. Raises RuntimeError where it has ended."""
+        """Returns when it answers."""
         while not self._server.started:
-            if self._tasks[1].done():
-                raise RuntimeError("the status page's server has ended")
             await asyncio.sleep(0.02)
         return True
 

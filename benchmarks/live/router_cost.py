@@ -171,12 +171,12 @@ def compared(case: Case, pairs: Sequence[tuple[Measured, Measured]]) -> dict[str
 
 async def rounds(ours: Ingress, plain: Ingress, count: int, requests: int, cases: Sequence[Case]) -> dict[str, Any]:
     pairs: dict[str, list[tuple[Measured, Measured]]] = {case.name: [] for case in cases}
+    shares = {case: max(2 * case.streams, requests * 4 // (4 + case.tokens)) for case in cases}
     for case in cases:
         for ingress in (ours, plain):
-            await measure(ingress, case, max(case.streams, requests // 4))
+            await measure(ingress, case, max(case.streams, shares[case] // 4))
     for number in range(count):
-        for case in cases:
-            share = max(2 * case.streams, requests * 4 // (4 + case.tokens))
+        for case, share in shares.items():
             if number % 2:
                 second = await measure(plain, case, share)
                 pairs[case.name].append((await measure(ours, case, share), second))

@@ -5,6 +5,9 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
+
+from actors import runtime
 
 pytestmark = pytest.mark.ray
 
@@ -29,3 +32,17 @@ def test_the_status_page_shows_what_is_up_and_is_not_on_the_public_port(live: An
     assert "<title>wattray</title>" in httpx.get(url, timeout=10).text
     for path in ("/status.json", "/"):
         assert httpx.get(live.url + path, timeout=10).status_code == 404
+
+
+def test_a_status_page_that_is_killed_comes_back_at_its_address(live: Any) -> None:
+    url = live.client.running.status_url
+    ray.kill(runtime.actor(runtime.STATUS_PAGE), no_restart=False)
+    deadline_s = time.monotonic() + 60
+    while True:
+        try:
+            if httpx.get(f"{url}/status.json", timeout=5).json()["seen"] is not None:
+                return
+        except httpx.HTTPError:
+            pass
+        assert time.monotonic() < deadline_s
+        time.sleep(0.5)
