@@ -20,6 +20,7 @@ from train_jobs.background import TrainingProcess, start_training
 from train_jobs.job import Job, job_lasting
 from train_jobs.training_result import TrainingResult
 from wattray import lifecycle, run_folder
+from wattray.advise import advice_json, advice_told
 from wattray.errors import WattrayError
 from wattray.load_generator import Endpoint, Progress, Sent, replay
 from wattray.output_files import check_folder, json_text, write_text
@@ -61,6 +62,8 @@ class Played:
     counters_j: dict[str, float]
     """Energy each serving GPU's own counter gained."""
     training: TrainingResult | None
+    status: ControlPlaneStatus
+    """When the last request was answered."""
 
 
 def demo_settings(overrides: dict[str, Any], source: str) -> Settings:
@@ -174,12 +177,13 @@ async def _play(
     lasted_s = time.monotonic() - began_mono_s
     after = await _counters()
     decisions: tuple[Decision, ...] = await manager.explain.remote(1000)
+    last: ControlPlaneStatus = await manager.status.remote()
     counters_j = {uuid: after[uuid] - before[uuid] for uuid in after if uuid not in site.gpu_uuids}
     result = None
     if training is not None:
         say("waiting for the training job to end")
         result = await asyncio.to_thread(training.result, TRAINING_END_S)
-    return Played(sent, moments, decisions, began_s, lasted_s, counters_j, result)
+    return Played(sent, moments, decisions, began_s, lasted_s, counters_j, result, last)
 
 
 async def _counters() -> dict[str, float]:
@@ -288,13 +292,18 @@ def write_reports(settings: Settings, trace: Sequence[Request], played: Played, 
         f"TP{max(profile.tps)} replicas at full clock that hold the SLO for 99 %."
     )
     table = decisions_table(played.decisions, played.began_s)
+    advised = played.status.control == "recommend"
+    told = ". ".join(advice_told(played.status)) + "."
     sections = [
+        *([Section("What control would have saved", told)] if advised else []),
         Section("Serving", f"Profile: {profile.name}.", figures),
         *([] if played.training is None else [training_section(played.training)]),
         Section("Decisions", "Every action of the control plane and why it was taken.", (), table),
     ]
     write_page(out / "report.html", page_of("wattray demo", note, cards, sections))
     report = {"serving": serving}
+    if advised:
+        report["advice"] = advice_json(played.status, None)
     if played.training is not None:
         report["training"] = played.training.report()
     write_text(out / "report.json", json_text(report))

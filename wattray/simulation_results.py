@@ -116,10 +116,11 @@ def checked_attainment(share: float) -> float:
 def result_table(answer: Answer, names: tuple[str, ...], requests: Trace) -> Table:
     """Fits 80 columns; `--json` and the report say more."""
     hours = requests.duration_s / 3600
-    table = Table(title=f"{len(requests):,} requests in {hours:.2f} h", title_justify="left", box=SIMPLE_HEAD)
+    title = f"{len(requests):,} requests in {hours:.2f} h"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("policy", overflow="fold")
     for column in RESULT_HEAD[1:]:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row, holds in result_rows(answer, names):
         table.add_row(*map(Text, row), style=None if holds else "red")
     baseline_j = answer.scores[SINGLE_POOL].energy_j
@@ -128,7 +129,7 @@ def result_table(answer: Answer, names: tuple[str, ...], requests: Trace) -> Tab
     return table
 
 
-RESULT_HEAD = ("policy", "kWh", "saved", "SLO held", "lost", "TTFT p99", "TBT p99", "GPU h", "replicas")
+RESULT_HEAD = ("policy", "kWh", "saved", "SLO\nheld", "lost", "TTFT\np99 s", "TBT\np99 ms", "GPU h")
 
 
 def result_rows(answer: Answer, names: tuple[str, ...]) -> list[tuple[tuple[str, ...], bool]]:
@@ -137,15 +138,14 @@ def result_rows(answer: Answer, names: tuple[str, ...]) -> list[tuple[tuple[str,
     for name in shown(answer, names):
         line = answer.scores[name]
         cells = (
-            f"{name}: {answer.fleets[name]}" if name in answer.fleets else name,
+            name,
             f"{line.energy_j / 3.6e6:,.2f}",
             _ratio(answer.saved_ratio(name)) if answer.holds(name) else "SLO missed",
             f"{line.slo_attainment:.2%}",
             f"{line.lost:,}",
-            f"{line.ttft_p99_s:,.2f} s",
-            f"{line.tbt_p99_s * 1000:,.0f} ms",
+            f"{line.ttft_p99_s:,.2f}",
+            f"{line.tbt_p99_s * 1000:,.0f}",
             f"{line.gpu_hours:,.1f}",
-            f"{line.instances_peak:,}",
         )
         rows.append((cells, answer.holds(name)))
     return rows
