@@ -5,14 +5,15 @@ from typing import Any
 
 import ray
 
-from actors.gpu.drivers import ChargeableNode, gpus_of, open_charged
+from actors.gpu.drivers import ChargeableNode, gpus_of, measured_gpus, open_charged
 from actors.runtime import Installation, run_folder
 from control_plane.ports import Gpu
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaGpus:
-    """``indices`` are Ray's, in the order of the tensor parallel ranks; ``node`` is the driver's view of all GPUs."""
+    """``indices`` are Ray's, in the order of the tensor parallel ranks; ``node`` is the driver's view of all GPUs;
+    ``gpus`` are where the engine's work shows in power and energy."""
 
     node_id: str
     node: ChargeableNode
@@ -30,4 +31,8 @@ def gpus_given(deployment: Installation, tp: int) -> ReplicaGpus:
     node_id = context.get_node_id()
     node = open_charged(deployment.settings.gpu.driver, run_folder(deployment.run_dir), node_id)
     gpus = gpus_of(node, indices)
-    return ReplicaGpus(node_id, node, indices, tuple(gpu.uuid for gpu in gpus), gpus)
+    uuids = tuple(gpu.uuid for gpu in gpus)
+    if deployment.settings.gpu.driver == "nvml" and deployment.settings.serve.engine != "simulated":
+        # What the node shows of real GPUs are shadows that simulated work is charged to.
+        gpus = measured_gpus(uuids)
+    return ReplicaGpus(node_id, node, indices, uuids, gpus)
