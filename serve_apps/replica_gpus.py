@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from actors.gpu.drivers import ChargeableNode, gpus_of, open_charged
+from actors.gpu.drivers import ChargeableNode, gpus_of, measured_gpus, open_charged
 from actors.runtime import Installation, run_folder
 from control_plane.ports import Gpu
 from serve_apps.ray_llm.worker_gpus import WorkerGpu
@@ -14,7 +14,8 @@ from serve_apps.ray_llm.worker_gpus import WorkerGpu
 
 @dataclass(frozen=True, slots=True)
 class ReplicaGpus:
-    """``indices`` are Ray's, in the order of the tensor parallel ranks; ``node`` is the driver's view of all GPUs."""
+    """``indices`` are Ray's, in the order of the tensor parallel ranks; ``node`` is the driver's view of all GPUs;
+    ``gpus`` are where the engine's work shows in power and energy."""
 
     node_id: str
     node: ChargeableNode
@@ -31,8 +32,7 @@ def gpus_given(deployment: Installation, tp: int) -> ReplicaGpus:
         raise RuntimeError(f"TP{tp} needs {tp} GPUs, Ray gave {indices}")
     node_id = context.get_node_id()
     node = open_charged(deployment.settings.gpu.driver, run_folder(deployment.run_dir), node_id)
-    gpus = gpus_of(node, indices)
-    return ReplicaGpus(node_id, node, indices, tuple(gpu.uuid for gpu in gpus), gpus)
+    return _shown(deployment, node_id, node, indices, deployment.settings.serve.engine != "simulated")
 
 
 def gpus_of_workers(deployment: Installation, node_id: str, workers: Sequence[WorkerGpu]) -> ReplicaGpus:
@@ -46,5 +46,15 @@ def gpus_of_workers(deployment: Installation, node_id: str, workers: Sequence[Wo
         if index is None:
             raise RuntimeError(f"rank {rank} runs on no GPU")
         indices.append(index)
+    return _shown(deployment, node_id, node, tuple(indices), real_engine=True)
+
+
+def _shown(
+    deployment: Installation, node_id: str, node: ChargeableNode, indices: tuple[int, ...], real_engine: bool
+) -> ReplicaGpus:
     gpus = gpus_of(node, indices)
-    return ReplicaGpus(node_id, node, tuple(indices), tuple(gpu.uuid for gpu in gpus), gpus)
+    uuids = tuple(gpu.uuid for gpu in gpus)
+    if deployment.settings.gpu.driver == "nvml" and real_engine:
+        # What the node shows of real GPUs are shadows that simulated work is charged to.
+        gpus = measured_gpus(uuids)
+    return ReplicaGpus(node_id, node, indices, uuids, gpus)

@@ -131,3 +131,15 @@ def gpus_of(node: GpuNode, indices: Sequence[int]) -> tuple[Gpu, ...]:
 
 def _file(folder: Path, node_id: str) -> Path:
     return folder / f"gpus-{node_id}.bin"
+
+
+def measured_gpus(uuids: Sequence[str]) -> tuple[Gpu, ...]:
+    """NVIDIA's GPUs themselves, for whoever reads them in a process that sets none. Raises GpuError for one that the
+    driver does not show."""
+    from actors.gpu.nvml_node import NvmlNode
+
+    shown = {gpu.uuid: gpu for gpu in NvmlNode().gpus()}
+    missing = [uuid for uuid in uuids if uuid not in shown]
+    if missing:
+        raise GpuError(f"NVML shows no GPU {missing[0]}; it shows {', '.join(shown) or 'none'}")
+    return tuple(shown[uuid] for uuid in uuids)

@@ -66,8 +66,9 @@ class EnergyShares:
         used_j = self._used_j.pop(request_id, 0.0)
         done, work = self._work.pop(request_id, 0.0), sum(self._work.values())
         if done > 0 and self._looked_s is not None:
-            since_j = self._watts * max(0.0, now_s - self._looked_s) + max(0.0, self._to_split_j)
-            share_j = since_j * done / (work + done)
+            # Less what requests that ended since the look were told already.
+            since_j = self._watts * max(0.0, now_s - self._looked_s) + self._to_split_j
+            share_j = max(0.0, since_j) * done / (work + done)
             self._to_split_j -= share_j
             used_j += share_j
         return used_j

@@ -13,7 +13,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from serve_apps.engines.admission_queue import BatchLimits
 from serve_apps.engines.batched_engine import Loaded
@@ -24,14 +24,18 @@ from serve_apps.engines.vllm_engine import Answered
 log = logging.getLogger(__name__)
 
 SEEDS = 2**63
+SLOW_ITERATION_S = 0.06
+"""vLLM tells of so many tokens together as a stream's interval has iterations of this length: telling of each one
+costs the engine's event loop more than a GPU takes to compute it."""
 
 
 class VllmLibrary:
     """``folder`` None runs the small model with random weights. ``arguments`` are AsyncEngineArgs' fields and win over
     what is chosen here, except those that ``vllm_site`` keeps for itself."""
 
-    def __init__(self, folder: Path | None, tp: int, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path | None, tp: int, stream_interval_s: float, arguments: Mapping[str, Any]) -> None:
         self._folder, self._tp, self._arguments = folder, tp, arguments
+        self._stream_interval = max(1, int(stream_interval_s / SLOW_ITERATION_S))
         self._llm: Any = None
         self._guard: OrphanGuard | None = None
         self._defaults: dict[str, Any] = {}
@@ -98,6 +102,7 @@ class VllmLibrary:
                 "enable_sleep_mode": current_platform.is_cuda(),
                 # The longest context that the KV cache has room for.
                 "max_model_len": -1,
+                "stream_interval": self._stream_interval,
                 **self._arguments,
             }
             if self._tp > 1:
@@ -114,30 +119,28 @@ class VllmLibrary:
                 **chosen,
             )
             self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[_watch(self._seen)])
-        config = self._llm.vllm_config
+            config = self._llm.vllm_config
+            said = config.model_config.get_diff_sampling_param()
+        said.pop("max_tokens", None)
         # Greedy where neither the request nor the model's generation settings say otherwise.
-        self._defaults = {"temperature": 0.0, **config.model_config.get_diff_sampling_param()}
-        self._defaults.pop("max_tokens", None)
-        page = config.cache_config.block_size
+        self._defaults = {"temperature": 0.0, **said}
+        cache, scheduler = config.cache_config, config.scheduler_config
         # One page belongs to nobody.
-        pages = config.cache_config.num_gpu_blocks - 1
-        batch_tokens, batch_requests = (
-            config.scheduler_config.max_num_batched_tokens,
-            config.scheduler_config.max_num_seqs,
-        )
-        limits = BatchLimits(pages * page, page, batch_tokens, batch_requests)
+        kv_tokens = (cache.num_gpu_blocks - 1) * cache.block_size
+        limits = BatchLimits(kv_tokens, cache.block_size, scheduler.max_num_batched_tokens, scheduler.max_num_seqs)
         return Loaded(limits, config.model_config.max_model_len, config.model_config.get_vocab_size())
 
     def _seen(self, kv_used_ratio: float) -> None:
         self._kv_used_ratio = kv_used_ratio
 
 
-def _watch(seen: Callable[[float], None]) -> Callable[..., StatLoggerBase]:
-    """vLLM calls what this makes after every iteration, in the engine's event loop."""
+def _watch(seen: Callable[[float], None]) -> type[Any]:
+    """vLLM calls one of these after every iteration, in the engine's event loop. It stands in for vLLM's own Prometheus
+    logger, whose registry nobody reads here."""
 
-    class Watch(StatLoggerBase):  # type: ignore[misc]
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-            del vllm_config, engine_index
+    class Watch(PrometheusStatLogger):  # type: ignore[misc]
+        def __init__(self, *args: Any, **named: Any) -> None:
+            del args, named
 
         def record(self, scheduler_stats: Any, *others: Any, **named: Any) -> None:
             del others, named
@@ -146,6 +149,9 @@ def _watch(seen: Callable[[float], None]) -> Callable[..., StatLoggerBase]:
 
         def log_engine_initialized(self) -> None:
             return
+
+        def record_sleep_state(self, *args: Any, **named: Any) -> None:
+            del args, named
 
     return Watch
 

@@ -20,7 +20,7 @@ def vllm_engine(
 
     serve, simulated = settings.serve, settings.gpu.driver == "simulated"
     folder = None if serve.model_path is None else Path(serve.model_path)
-    library = VllmLibrary(folder, 1 if simulated else tp, serve.vllm_args)
+    library = VllmLibrary(folder, 1 if simulated else tp, serve.stream_interval_s, serve.vllm_args)
     charged = ChargedGpus(node, indices, profile.times(tp), profile.limits(tp).batch_tokens)
     charge = charged if simulated else RealGpus()
     return VllmEngine(library, tokenizer_of(serve.model_path), charge, serve.stream_interval_s, tp)

@@ -9,14 +9,21 @@ import psutil
 import pytest
 
 PARENT = """
-import subprocess, sys, time
+import multiprocessing, os, sys, time
 from serve_apps.engines import orphan_guard
+
+def run():
+    os.setsid()
+    time.sleep(600)
+
 guard = orphan_guard.OrphanGuard()
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+# As a fork, it holds all of its parent's open files.
+child = multiprocessing.get_context("fork").Process(target=run)
+child.start()
 if sys.argv[1] == "ended":
     guard.end()
 else:
-    time.sleep(orphan_guard.LOOK_S + 1)
+    time.sleep(orphan_guard.LOOK_S + 2)
 print(child.pid, flush=True)
 time.sleep(600)
 """

@@ -84,6 +84,21 @@ def test_what_ends_between_two_looks_is_told_at_the_power_of_before_and_made_up_
     assert shares.ended("second", 2.0) == pytest.approx(300 + 400 - 150)
 
 
+@given(st.integers(1, 64), st.floats(0.0, 0.1))
+def test_requests_that_end_together_are_not_told_the_same_energy_twice(count: int, since_s: float) -> None:
+    shares = EnergyShares(0.0)
+    shares.looked(0.0, 0.0)
+    names = [f"r{number}" for number in range(count)]
+    for name in names:
+        shares.began(name)
+        shares.worked(name, 1.0)
+    shares.looked(1.0, 700.0)
+    for name in names:
+        shares.worked(name, 1.0)
+    told_j = sum(shares.ended(name, 1.0 + since_s) for name in names)
+    assert told_j == pytest.approx(700.0 * (1.0 + since_s))
+
+
 def test_a_prompt_token_is_a_fraction_of_a_generated_one() -> None:
     profile = load_profile(DEFAULT_PROFILE)
     for tp in profile.tps:
