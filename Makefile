@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup demo test check coverage format soak clean
+.PHONY: help setup demo test test-ray-llm check coverage format soak clean
 help:
 	@echo "make demo   run the control plane before real traffic on a simulated GPU node (no GPU needed)"
 	@echo "make test   every test     make check  style, types, layers     make soak  long campaigns"
+	@echo "make test-ray-llm   applications of ray.serve.llm for real, in an environment of their own (7 GB)"
 	@echo "make coverage   of control_plane and serve_apps, by the tests that start no Ray"
 
 setup: $(VENV)/.installed
@@ -18,6 +19,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/wattray demo
+
+# ray.serve.llm wants vLLM; torchvision and torchaudio are built for CUDA and clash with a torch for the CPU.
+LLM := .venv-ray-llm
+$(LLM)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LLM)
+	$(LLM)/bin/python -m pip install --quiet --progress-bar on 'ray[llm,serve]==2.60.0' -e '.[transformers]' \
+		'pytest>=8.3' 'pytest-timeout>=2.3' 'hypothesis>=6.120'
+	$(LLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio
+	@touch $@
+
+test-ray-llm: $(LLM)/.installed
+	$(LLM)/bin/python -m pytest tests/ray_llm
 
 # Tests that start Ray mostly wait; the others, at low priority, use the second core meanwhile.
 test: setup
@@ -43,4 +56,4 @@ soak: setup
 	$(BIN)/python -m pytest -m soak --timeout 7200 -s
 
 clean:
-	rm -rf $(VENV) .pytest-without-ray.log demo-report build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(LLM) .pytest-without-ray.log demo-report build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
