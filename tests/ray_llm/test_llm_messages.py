@@ -7,14 +7,7 @@ from typing import Any
 import pytest
 
 from control_plane.domain import Slo
-from serve_apps.ray_llm.llm_messages import (
-    carries_usage,
-    read_request,
-    token_counter,
-    tokens_of,
-    usage_tokens,
-    with_usage,
-)
+from serve_apps.ray_llm.llm_messages import read_request, token_counter, tokens_of, usage_of, with_usage
 from serve_apps.sse import DONE, event
 
 
@@ -54,14 +47,14 @@ def test_every_event_with_text_counts_one_token() -> None:
         DONE,
     ]
     assert tokens_of(batch) == 2
-    assert usage_tokens(batch) == 2
+    assert usage_of(batch) == (3, 2)
     assert tokens_of(event({"choices": [{"text": "x"}]})) == 1
 
 
 def test_usage_of_a_stream_is_added_to_and_nothing_else_changes() -> None:
     batch = [chunk(content="é"), USAGE + DONE]
-    assert carries_usage(batch)
-    assert not carries_usage(chunk(content='"usage"'))
+    assert usage_of(batch) is not None
+    assert usage_of(chunk(content='"usage"')) is None
     text, last = with_usage(batch, {"energy_j": 1.5, "tenant": "a"})
     assert text == batch[0]
     usage, done = last.split("\n\n")[:2]
@@ -71,8 +64,8 @@ def test_usage_of_a_stream_is_added_to_and_nothing_else_changes() -> None:
 
 
 def test_a_whole_answer_says_its_tokens_and_takes_the_energy() -> None:
-    answer = SimpleNamespace(usage=SimpleNamespace(completion_tokens=9))
-    assert tokens_of(answer) == 9
+    answer = SimpleNamespace(usage=SimpleNamespace(prompt_tokens=4, completion_tokens=9))
+    assert (tokens_of(answer), usage_of(answer)) == (9, (4, 9))
     assert with_usage(answer, {"energy_j": None}).usage.energy_j is None
     failed = SimpleNamespace(error=SimpleNamespace(message="no"))
-    assert (tokens_of(failed), carries_usage(failed), with_usage(failed, {"energy_j": 1.0})) == (0, False, failed)
+    assert (tokens_of(failed), usage_of(failed), with_usage(failed, {"energy_j": 1.0})) == (0, None, failed)
