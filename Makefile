@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup demo test check coverage format soak docs clean
+.PHONY: help setup demo test test-ray-llm check coverage format soak docs clean
 help:
 	@echo "make demo   run the control plane before real traffic on a simulated GPU node (no GPU needed)"
 	@echo "make test   every test     make check  style, types, layers     make soak  long campaigns"
 	@echo "make docs   the documentation as pages in site/, openable from a file"
+	@echo "make test-ray-llm   applications of ray.serve.llm for real, in an environment of their own (7 GB)"
 	@echo "make coverage   of control_plane and serve_apps, by the tests that start no Ray"
 
 setup: $(VENV)/.installed
@@ -19,6 +20,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/wattray demo
+
+# ray.serve.llm wants vLLM; torchvision and torchaudio are built for CUDA and clash with a torch for the CPU.
+LLM := .venv-ray-llm
+$(LLM)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LLM)
+	$(LLM)/bin/python -m pip install --quiet --progress-bar on 'ray[llm,serve]==2.60.0' -e '.[transformers]' \
+		'pytest>=8.3' 'pytest-timeout>=2.3' 'hypothesis>=6.120'
+	$(LLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio
+	@touch $@
+
+test-ray-llm: $(LLM)/.installed
+	$(LLM)/bin/python -m pytest tests/ray_llm
 
 # Tests that start Ray mostly wait, so both kinds of them run beside the others, which have the lowest priority: commands
 # that start a Ray of their own, and what shares one Ray.
@@ -51,4 +64,4 @@ docs: setup
 	$(BIN)/python -m mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) .pytest-*.log demo-report site build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(LLM) .pytest-*.log demo-report site build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

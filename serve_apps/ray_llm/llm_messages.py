@@ -3,7 +3,7 @@ is, how far an answer has come, what its usage says. Needs none of ray.serve.llm
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,26 +87,23 @@ def tokens_of(item: Any) -> int:
         return sum(tokens_of(part) for part in item)
     if isinstance(item, str):
         return sum(any(_text(choice) for choice in body.get("choices", ())) for body in map(_body, _events(item)))
-    return usage_tokens(item)
+    used = usage_of(item)
+    return 0 if used is None else used[1]
 
 
-def carries_usage(item: Any) -> bool:
-    """Whether a client reads the request's usage here."""
+def usage_of(item: Any) -> tuple[int, int] | None:
+    """Prompt and output tokens where this part of an answer tells a request's usage."""
     if isinstance(item, list):
-        return any(carries_usage(part) for part in item)
+        return next((found for found in map(usage_of, item) if found is not None), None)
     if isinstance(item, str):
-        return '"usage"' in item and any(_body(event).get("usage") for event in _events(item))
-    return getattr(item, "usage", None) is not None
+        used = next((_body(event)["usage"] for event in _with_usage(item)), None)
+        return None if used is None else (int(used["prompt_tokens"]), int(used.get("completion_tokens") or 0))
+    used = getattr(item, "usage", None)
+    return None if used is None else (int(used.prompt_tokens), int(used.completion_tokens or 0))
 
 
-def usage_tokens(item: Any) -> int:
-    """Output tokens by the usage that is told here; 0 where none is."""
-    if isinstance(item, list):
-        return max(map(usage_tokens, item), default=0)
-    if isinstance(item, str):
-        usages = [_body(event).get("usage") or {} for event in _events(item)] if '"usage"' in item else []
-        return max((int(each.get("completion_tokens") or 0) for each in usages), default=0)
-    return int(getattr(getattr(item, "usage", None), "completion_tokens", 0) or 0)
+def _with_usage(text: str) -> Iterator[str]:
+    return (event for event in _events(text) if '"usage"' in event and _body(event).get("usage"))
 
 
 def with_usage(item: Any, told: Mapping[str, Any]) -> Any:

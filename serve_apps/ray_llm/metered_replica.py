@@ -20,7 +20,7 @@ from serve_apps.control_actors import ControlActors
 from serve_apps.engines.protocol import GenerateRequest
 from serve_apps.governor_host import ClockRange, GovernorHost
 from serve_apps.latencies import Latencies
-from serve_apps.ray_llm.llm_messages import carries_usage, tokens_of, usage_tokens, with_usage
+from serve_apps.ray_llm.llm_messages import tokens_of, usage_of, with_usage
 from serve_apps.ray_llm.open_requests import OpenRequests, Pace
 from serve_apps.replica import ReplicaAccount, ReplicaReports, Seat
 from serve_apps.replica_directory import ReplicaDirectory
@@ -88,7 +88,7 @@ class MeteredReplica:
         """The engine's answer as it comes, with energy and tenant in its usage. ``arrived``: nobody has told the
         forecaster of this request yet."""
         key, began_s = request.request_id, time.monotonic()
-        tokens, energy_j, first_s = 0, None, None
+        input_tokens, tokens, energy_j, first_s = request.input_tokens, 0, None, None
         if arrived:
             self._host.admit(began_s, RoutedRequest(key, request.input_tokens, request.max_tokens, request.own_limits))
         self._open.began(request, streams)
@@ -103,8 +103,9 @@ class MeteredReplica:
                     if streams and fresh:
                         first_s = first_s or time.monotonic()
                         self._progressed(key, fresh)
-                    if carries_usage(item):
-                        tokens = usage_tokens(item) or tokens
+                    used = usage_of(item)
+                    if used is not None:
+                        input_tokens, tokens = used
                         energy_j = self._energy.ended(key) if energy_j is None else energy_j
                         told = None if energy_j is None else round(energy_j, 3)
                         item = with_usage(item, {"energy_j": told, "tenant": request.tenant})
@@ -112,7 +113,7 @@ class MeteredReplica:
         finally:
             self._open.ended(key)
             energy_j = self._energy.ended(key) if energy_j is None else energy_j
-            self._ledger.add(Used(request.tenant, request.input_tokens, tokens, energy_j))
+            self._ledger.add(Used(request.tenant, input_tokens, tokens, energy_j))
         if first_s is not None:
             mean_tbt_s = (time.monotonic() - first_s) / (tokens - 1) if tokens > 1 else None
             self._latencies.ended(first_s - began_s, mean_tbt_s)

@@ -315,3 +315,16 @@ def test_a_replica_that_still_starts_counts_and_holds_no_clock() -> None:
     world.manager.report(report)
     asyncio.run(world.manager.tick())
     assert world.held == {}
+
+
+def test_counts_that_were_ordered_are_told_to_autoscalers_and_no_others() -> None:
+    async def wanted(world: World) -> dict[tuple[int, str], int]:
+        await world.run(15, {})
+        return world.manager.wanted_replicas()
+
+    world = World()
+    counts = asyncio.run(wanted(world))
+    assert [((tp, "combined"), replicas) for tp, replicas in world.counts[-1:]] == list(counts.items())
+    refused = World()
+    refused.serve_down = True
+    assert asyncio.run(wanted(refused)) == {}

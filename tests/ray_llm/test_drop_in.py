@@ -181,7 +181,7 @@ def test_what_tenants_used_adds_up_to_what_they_were_told(head: Head, after: Ans
         return ray.get(runtime.actor(runtime.CLUSTER_MANAGER).usage.remote(), timeout=30).get("team-a")
 
     head.wait("usage is told", lambda: used() is not None and used().requests >= 3)
-    assert used().output_tokens == 3 * 12
+    assert (used().input_tokens, used().output_tokens) == (3 * len(QUESTION["prompt"]), 3 * 12)
     assert used().energy_j == pytest.approx(sum(usage["energy_j"] for usage in after.usages()), abs=0.01)
 
 
