@@ -54,17 +54,16 @@ class GpuAgent:
 
     def hold_schedule(self, owner: str, uuids: Sequence[str], ttl_s: float, epoch: int = 0) -> bool:
         """``owner`` drives the clocks of these GPUs itself for ``ttl_s`` from now; then they are reset to full, unless
-        it asks again. Returns whether clocks may be set at all ("recommend" sets none).
+        it asks again. Returns whether clocks may be set at all ("recommend" sets none; the GPUs are the owner's all the
+        same).
 
         Raises ValueError where it may not have one of them: a schedule needs all of its GPUs.
         """
-        if not self._acts:
-            return False
         answer = self._book.schedule(owner, uuids, ttl_s, self._monotonic_s(), epoch)
         if answer.refused:
             told = "; ".join(f"GPU {uuid}: {why}" for uuid, why in answer.refused.items())
             raise ValueError(f"node {self.node_id}, for {owner}: {told}")
-        return True
+        return self._acts
 
     def release(self, owner: str, uuids: Sequence[str] | None = None) -> None:
         """The owner's leases on these GPUs, or all of them, go back to full clock."""

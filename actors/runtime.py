@@ -28,7 +28,7 @@ from actors.node_agents import NodeSeen, plan_agents
 from actors.peers import PeerAwayError
 from actors.planner_actor import PerseusPlannerActor
 from actors.pool_manager import PoolManager, PoolRules
-from actors.training_messages import TrainingSite
+from actors.training_messages import TrainingSite, job_of_owner
 from actors.usage_book import UsageBook
 from control_plane.domain import Load, PoolName, Role
 from control_plane.hardware.live_correction import LiveCorrection
@@ -415,8 +415,8 @@ def _tell_of_headroom(
 
     async def tell(lost: tuple[LostHeadroom, ...], back: tuple[LostHeadroom, ...]) -> None:
         for loss in (*lost, *back):
-            job = (loss.owner or "").removeprefix("training:")
-            if job and job != loss.owner:
+            job = job_of_owner(loss.owner or "")
+            if job is not None:
                 degree = loss.degree if loss in lost else 1.0
                 await _try(_call(PERSEUS_PLANNER, "report_straggler", job, f"held down: {loss.uuid}", degree))
         told = {loss.uuid: loss for loss in lost} | {loss.uuid: None for loss in back}

@@ -12,6 +12,17 @@ from control_plane.training.schedules import Instruction
 
 OWN_PIPELINE = PipelineId("pipeline-0")
 """The data-parallel pipeline that schedules are for where none is named."""
+OWNER = "training:"
+
+
+def owner_of(job: str, run: str) -> str:
+    """Who leases the GPUs of one run of a job; two runs of one name are two owners."""
+    return f"{OWNER}{job}/{run}"
+
+
+def job_of_owner(owner: str) -> str | None:
+    """None where it is no run of a training job."""
+    return owner.removeprefix(OWNER).partition("/")[0] if owner.startswith(OWNER) else None
 
 
 @dataclass(frozen=True, slots=True)

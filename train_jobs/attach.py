@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from actors.training_messages import owner_of
 from control_plane.hardware.stage_model import StageWork
 from control_plane.training.job_record import JOB_NAME, PERSEUS, Policy
 from control_plane.training.schedules import Instruction
@@ -15,6 +16,7 @@ from train_jobs.attached import AttachedTraining, NeverLease, RankParts
 from train_jobs.board import board_of
 from train_jobs.charged_gpu import ChargedGpu
 from train_jobs.charged_pipeline import Timeline
+from train_jobs.claims import new_run
 from train_jobs.collectives import everybody, gathered, latest
 from train_jobs.correspondence import Correspondence
 from train_jobs.lead import JobShape
@@ -80,8 +82,8 @@ def attach_rank(
     plane: Plane | None = None,
 ) -> AttachedTraining:
     """Collective, as ``attach_schedule``. ``work`` says what simulated GPUs are charged, ``plane`` where planner and
-    GPUs are. Raises SessionError where a rank has no place in a plan or no GPU, LeaseRefusedError where its GPU is
-    another's."""
+    GPUs are. Raises SessionError where a rank has no place in a plan, JobError where there are too few GPUs,
+    LeaseRefusedError where they are another's or the job runs already."""
     _check_name(job)
     me = dist.get_rank()
     members: list[tuple[tuple[int, ...], int, str]] = gathered((pipeline.ranks, pipeline.parameters, pipeline.wrong))
@@ -89,12 +91,14 @@ def attach_rank(
         raise SessionError(told)
     pipelines = tuple(sorted({of for of, _, _ in members}))
     found = plane or find_plane()
-    uuid = _given_gpu(found, job, len(members), me)
+    owner = owner_of(job, gathered(new_run())[0])
     if found.has_real_gpus:
         from train_jobs.cuda_rank import device_uuid
 
         uuid = device_uuid()
-    gpu = found.open(job, uuid)
+    else:
+        uuid = _given_gpu(found, owner, len(members), me)
+    gpu = found.open(owner, uuid)
     shape = JobShape(job, me, pipelines, 0.0, pipeline.schedule, policy)
     if gpu.charged is None:
         from train_jobs.cuda_rank import attach_cuda
@@ -199,15 +203,15 @@ def _why_not(stages: Sequence[Any], ranks: Sequence[int], rank: int) -> str:
     return ""
 
 
-def _given_gpu(plane: Plane, job: str, ranks: int, me: int) -> str:
-    """Of this rank; one rank asks for all, and all hear where it cannot be. Raises SessionError."""
-    told: tuple[tuple[str, ...], str] = ((), "")
+def _given_gpu(plane: Plane, owner: str, ranks: int, me: int) -> str:
+    """Of this rank; one rank asks for all, and all raise where it cannot be."""
+    told: tuple[str, ...] | ValueError = ()
     if me == 0:
         try:
-            told = (plane.gpus(job, ranks), "")
+            told = plane.claim(owner, ranks)
         except ValueError as error:
-            told = ((), str(error))
-    uuids, wrong = gathered(told)[0]
-    if wrong:
-        raise SessionError(wrong)
-    return uuids[me]
+            told = error
+    given = gathered(told)[0]
+    if isinstance(given, ValueError):
+        raise given
+    return given[me]

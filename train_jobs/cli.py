@@ -10,6 +10,7 @@ import typer
 
 from actors.ray_address import answers, running_ray
 from train_jobs.job import Job, JobError, NoPlannerError, parse_job, read_job
+from train_jobs.schedule_lease import LeaseRefusedError
 from train_jobs.torch_there import check_torch
 
 
@@ -67,7 +68,7 @@ def main() -> None:
     app.command()(train)
     try:
         app()
-    except (JobError, NoPlannerError) as error:
+    except (JobError, LeaseRefusedError, NoPlannerError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -17,7 +17,9 @@ from actors.gpu.gpud_wire import default_socket
 from actors.gpu.guarded_node import GuardedNode
 from actors.gpu.node_record import NodeRecord
 from actors.gpu.simulated import SimulatedNode
+from actors.training_messages import job_of_owner
 from train_jobs.charged_gpu import ChargedGpu
+from train_jobs.claims import WAIT_MORE_S, claim
 from train_jobs.schedule_lease import LeaseRefusedError, ScheduleLease
 from train_jobs.scheduled_clock import ClockControl
 
@@ -53,11 +55,15 @@ class Plane(Protocol):
         """A rank has the one that torch computes on."""
         ...
 
-    def gpus(self, job: str, ranks: int) -> tuple[str, ...]:
-        """UUIDs for so many ranks, in their order; asked by one rank for all. Raises LeaseRefusedError, JobError."""
+    def claim(self, owner: str, ranks: int) -> tuple[str, ...]:
+        """UUIDs of simulated GPUs for so many ranks, in their order, leased to this run; asked by one rank for all.
+        Raises LeaseRefusedError, JobError."""
         ...
 
-    def open(self, job: str, uuid: str) -> RankGpu: ...
+    def open(self, owner: str, uuid: str) -> RankGpu:
+        """Raises LeaseRefusedError where the GPU is another's."""
+        ...
+
     def planner(self) -> tuple[Call, Callable[[], None]]:
         """How to call it, and what ends it; asked by the rank that leads."""
         ...
@@ -85,30 +91,37 @@ def _local_planner() -> tuple[Call, Callable[[], None]]:
 
 
 class GpudPlane:
-    """The node's gpud; ranks of this node take its GPUs in their order."""
+    """The node's gpud."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._file = os.environ.get(SIMULATED_GPUS_VARIABLE)
         self.has_real_gpus = self._file is None
 
-    def gpus(self, job: str, ranks: int) -> tuple[str, ...]:
+        self._ttl_s = float(os.environ.get(TTL_VARIABLE, LEASE_TTL_S))
+
+    def claim(self, owner: str, ranks: int) -> tuple[str, ...]:
         from train_jobs.job import JobError
 
         client = GpudClient(self._socket)
         try:
-            rows = client.read(max_age_s=3600.0)["gpus"]
+            uuids = tuple(row["uuid"] for row in client.read(max_age_s=3600.0)["gpus"])
+            if len(uuids) < ranks:
+                raise JobError(
+                    f"job {job_of_owner(owner)} has {ranks} ranks; gpud at {self._socket} has {len(uuids)} GPUs: "
+                    "start fewer"
+                )
+            return claim(owner, ranks, uuids, GpudLeases(client, self._ttl_s), self._ttl_s + WAIT_MORE_S)
         finally:
             client.close()
-        if len(rows) < ranks:
-            raise JobError(f"job {job} has {ranks} ranks; gpud at {self._socket} has {len(rows)} GPUs: start fewer")
-        return tuple(row["uuid"] for row in rows[:ranks])
 
-    def open(self, job: str, uuid: str) -> RankGpu:
-        owner, client = f"training:{job}", GpudClient(self._socket)
+    def open(self, owner: str, uuid: str) -> RankGpu:
+        client, ttl_s = GpudClient(self._socket), self._ttl_s
         rows = client.read(max_age_s=3600.0)["gpus"]
-        ttl_s = float(os.environ.get(TTL_VARIABLE, LEASE_TTL_S))
-        lease = ScheduleLease(_renewal(client, owner, uuid, ttl_s), ttl_s)
+        leases = GpudLeases(client, ttl_s)
+        claim(owner, 1, (uuid,), leases, ttl_s + WAIT_MORE_S)
+        # The client has a time limit of its own.
+        lease = ScheduleLease(lambda _: leases.renew(owner, (uuid,)), ttl_s)
         charged = None
         if self._file is not None:
             record = NodeRecord("simulated", str(self._socket), tuple(row["uuid"] for row in rows))
@@ -136,7 +149,7 @@ class AlonePlane:
     def __init__(self) -> None:
         self.has_real_gpus = SIMULATED_GPUS_VARIABLE not in os.environ
 
-    def gpus(self, job: str, ranks: int) -> tuple[str, ...]:
+    def claim(self, owner: str, ranks: int) -> tuple[str, ...]:
         from train_jobs.job import JobError
 
         path = os.environ.get(SIMULATED_GPUS_VARIABLE)
@@ -145,12 +158,15 @@ class AlonePlane:
         node = SimulatedNode(Path(path))
         try:
             if node.count < ranks:
-                raise JobError(f"job {job} has {ranks} ranks; {path} has {node.count} simulated GPUs: start fewer")
+                raise JobError(
+                    f"job {job_of_owner(owner)} has {ranks} ranks; {path} has {node.count} simulated GPUs: start fewer"
+                )
             return tuple(node.uuid_of(index) for index in range(ranks))
         finally:
             node.close()
 
-    def open(self, job: str, uuid: str) -> RankGpu:
+    def open(self, owner: str, uuid: str) -> RankGpu:
+        del owner
         path = os.environ.get(SIMULATED_GPUS_VARIABLE)
         if path is None:
             return RankGpu(uuid, None, None, True, lambda: None)
@@ -182,12 +198,25 @@ class GpudClock:
         return self._asked_mhz
 
 
-def _renewal(client: GpudClient, owner: str, uuid: str, ttl_s: float) -> Callable[[float], bool]:
-    def renew(timeout_s: float) -> bool:
-        del timeout_s  # The client has its own.
-        answer = client.schedule(owner, [uuid], ttl_s)
+class GpudLeases:
+    """Kept by a node's gpud."""
+
+    def __init__(self, client: GpudClient, ttl_s: float) -> None:
+        self._client, self._ttl_s = client, ttl_s
+
+    def owners(self) -> Mapping[str, str]:
+        rows = self._client.read(max_age_s=3600.0)["gpus"]
+        return {row["uuid"]: row["lease"]["owner"] for row in rows if row["lease"]}
+
+    def take(self, owner: str, uuids: Sequence[str]) -> None:
+        self.renew(owner, uuids)
+
+    def renew(self, owner: str, uuids: Sequence[str]) -> bool:
+        """Whether clocks may be set. Raises LeaseRefusedError."""
+        answer = self._client.schedule(owner, list(uuids), self._ttl_s)
         if answer.refused:
             raise LeaseRefusedError("; ".join(refusal.message for refusal in answer.refused.values()))
         return not any(granted.get("dry_run") for granted in answer.granted.values())
 
-    return renew
+    def release(self, owner: str, uuids: Sequence[str]) -> None:
+        self._client.reset(owner, list(uuids), "another run of the job was quicker")

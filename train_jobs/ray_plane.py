@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from actors.training_messages import job_of_owner
 from train_jobs.schedule_lease import ScheduleLease
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ class RayPlane:
     def has_real_gpus(self) -> bool:
         return self.site.driver != "simulated"
 
-    def gpus(self, job: str, ranks: int) -> tuple[str, ...]:
-        from train_jobs.training_run import free_gpus
+    def claim(self, owner: str, ranks: int) -> tuple[str, ...]:
+        from train_jobs.on_ray import claim_gpus
 
-        return free_gpus(job, ranks, f"{ranks} ranks", self.site)
+        return claim_gpus(job_of_owner(owner) or owner, owner, ranks, f"{ranks} ranks", self.site)
 
-    def open(self, job: str, uuid: str) -> "RankGpu":
+    def open(self, owner: str, uuid: str) -> "RankGpu":
         from actors.gpu.drivers import open_charged
         from actors.gpu.simulated import SimulatedNode
         from actors.runtime import run_folder
@@ -52,16 +53,16 @@ class RayPlane:
         from train_jobs.on_ray import release_at_agent, renew_at_agent
         from train_jobs.planes import RankGpu
 
-        site, owner = self.site, f"training:{job}"
+        site = self.site
         if self.has_real_gpus:
             return self._open_real(owner, uuid)
         node = open_charged(site.driver, run_folder(site.run_dir), site.node_id, owner)
-        lease = ScheduleLease(renew_at_agent(site.node_id, owner, uuid, site.lease_ttl_s), site.lease_ttl_s)
+        lease = ScheduleLease(renew_at_agent(site.node_id, owner, [uuid], site.lease_ttl_s), site.lease_ttl_s)
         charged = ChargedGpu(node, node.index_of(uuid))
 
         def release() -> None:
             charged.close()
-            release_at_agent(site.node_id, owner, uuid)
+            release_at_agent(site.node_id, owner, [uuid])
 
         return RankGpu(uuid, charged, lease, not isinstance(node, SimulatedNode), release)
 
@@ -69,16 +70,18 @@ class RayPlane:
         """On a real GPU the agent gives the lease and gpud sets the clock."""
         from actors.gpu.drivers import gpud_of
         from actors.runtime import run_folder
-        from train_jobs.on_ray import release_at_agent, renew_at_agent
+        from train_jobs.claims import WAIT_MORE_S, claim
+        from train_jobs.on_ray import AgentLeases, release_at_agent, renew_at_agent
         from train_jobs.planes import GpudClock, RankGpu
 
         site = self.site
-        lease = ScheduleLease(renew_at_agent(site.node_id, owner, uuid, site.lease_ttl_s), site.lease_ttl_s)
+        claim(owner, 1, (uuid,), AgentLeases(site), site.lease_ttl_s + WAIT_MORE_S)
+        lease = ScheduleLease(renew_at_agent(site.node_id, owner, [uuid], site.lease_ttl_s), site.lease_ttl_s)
         client = gpud_of(run_folder(site.run_dir), site.node_id)
         control = None
         if client is not None:
             control = GpudClock(client, owner, uuid, client.read(max_age_s=3600.0)["gpus"])
-        return RankGpu(uuid, None, lease, True, lambda: release_at_agent(site.node_id, owner, uuid), control)
+        return RankGpu(uuid, None, lease, True, lambda: release_at_agent(site.node_id, owner, [uuid]), control)
 
     def planner(self) -> "tuple[Call, Callable[[], None]]":
         from train_jobs.on_ray import call_planner

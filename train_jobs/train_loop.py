@@ -29,7 +29,7 @@ from train_jobs.collectives import everybody, gathered, latest
 from train_jobs.job import Job
 from train_jobs.log_file import Compared, Iterated, LogFile, Profiled, Scheduled, Started, read_log
 from train_jobs.meter import MeasuredStep, Meter
-from train_jobs.on_ray import call_planner, release_at_agent, renew_at_agent
+from train_jobs.on_ray import call_planner, claim_gpus, release_at_agent, renew_at_agent
 from train_jobs.order import RankOrder
 from train_jobs.planner_link import PlannerLink
 from train_jobs.profile_sweep import blocking_power_w, sweep
@@ -52,15 +52,16 @@ Spans = tuple[tuple[MeasuredStep, ...], ...]
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """``config``: the job, the site it runs on, the GPUs chosen for it, by rank, and where the run's log is written."""
+    """``config``: the job, the site it runs on, who leases its GPUs, and where the run's log is written."""
     torch.set_num_threads(1)
-    job, site, uuids = Job.model_validate(config["job"]), config["site"], config["gpu_uuids"]
+    job, site, owner = Job.model_validate(config["job"]), config["site"], config["owner"]
     rank = ray.train.get_context().get_world_rank()
-    owner = f"training:{job.name}"
     place = place_of(job, rank)
+    # Those that the run leases, after a restart perhaps others: one rank asks for all.
+    uuids = gathered(claim_gpus(job.name, owner, job.ranks, f"{job.ranks} ranks", site) if rank == 0 else ())[0]
     node = open_charged(site.driver, run_folder(site.run_dir), site.node_id, owner)
     gpu = ChargedGpu(node, node.index_of(uuids[rank]))
-    lease = ScheduleLease(renew_at_agent(site.node_id, owner, uuids[rank], site.lease_ttl_s), site.lease_ttl_s)
+    lease = ScheduleLease(renew_at_agent(site.node_id, owner, [uuids[rank]], site.lease_ttl_s), site.lease_ttl_s)
     program = job.order.order[place.stage]
     clock = ScheduledClock(gpu, lease, program, gpu.spec.max_freq_mhz)
     try:
@@ -68,7 +69,7 @@ def train_loop(config: dict[str, Any]) -> None:
             _Rank(job, site, session, gpu, place, Path(config["log_file"])).train()
     finally:
         gpu.close()
-        release_at_agent(site.node_id, owner, uuids[rank])
+        release_at_agent(site.node_id, owner, [uuids[rank]])
 
 
 class _Rank:

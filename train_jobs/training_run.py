@@ -1,17 +1,18 @@
 """Runs a training job on Ray Train and accounts for it: one call, one typed result."""
 
-import secrets
-
 import ray
 import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from actors.runtime import PERSEUS_PLANNER, actor, gpu_agent_name, run_folder
-from actors.training_messages import JobFrontier, TrainingSite
+from actors.runtime import PERSEUS_PLANNER, actor, run_folder
+from actors.training_messages import JobFrontier, TrainingSite, owner_of
+from train_jobs.claims import new_run
 from train_jobs.gloo import GlooConfig
-from train_jobs.job import Job, JobError, NoPlannerError
+from train_jobs.job import Job, NoPlannerError
 from train_jobs.log_file import LOG_FILE, read_log
 from train_jobs.log_follower import Progress, followed
+from train_jobs.on_ray import claim_gpus, release_at_agent, renew_at_agent
+from train_jobs.schedule_lease import ScheduleLease
 from train_jobs.training_result import TrainingResult, account
 from train_jobs.worker import work
 
@@ -38,16 +39,26 @@ def run_training(job: Job, progress: Progress = lambda _: None) -> TrainingResul
     """Run the job to its end on the Ray this process has joined (see ``connect``); blocks. ``progress`` is told how
     many iterations are done, by a thread of its own.
 
-    Raises JobError where it does not fit the cluster, NoPlannerError where none plans, and
-    ray.train.TrainingFailedError past ``max_failures``.
+    Raises JobError where it does not fit the cluster, LeaseRefusedError where others have the GPUs or the job runs
+    already, NoPlannerError where none plans, and ray.train.TrainingFailedError past ``max_failures``.
     """
     site = training_site()
     pipelines = job.data_parallel
     shape = f"{job.schedule.stages} stages" + (f" in each of {pipelines} pipelines" if pipelines > 1 else "")
-    uuids = free_gpus(job.name, job.ranks, shape, site)
-    storage, name = run_folder(site.run_dir) / "train", f"{job.name}-{secrets.token_hex(3)}"
+    run = new_run()
+    owner = owner_of(job.name, run)
+    uuids = claim_gpus(job.name, owner, job.ranks, shape, site)
+    # Until the workers hold them.
+    waiting = ScheduleLease(renew_at_agent(site.node_id, owner, uuids, site.lease_ttl_s), site.lease_ttl_s)
+    storage, name = run_folder(site.run_dir) / "train", f"{job.name}-{run}"
     log_file = storage / name / LOG_FILE
-    config = {"job": job.model_dump(mode="json"), "site": site, "gpu_uuids": uuids, "log_file": str(log_file)}
+    config = {"job": job.model_dump(mode="json"), "site": site, "owner": owner, "log_file": str(log_file)}
+
+    def heard(done: int) -> None:
+        if log_file.exists():
+            waiting.end()
+        progress(done)
+
     trainer = DataParallelTrainer(
         work,
         train_loop_config=config,
@@ -64,8 +75,12 @@ def run_training(job: Job, progress: Progress = lambda _: None) -> TrainingResul
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    with followed(log_file, progress):
-        trainer.fit()
+    try:
+        with followed(log_file, heard):
+            trainer.fit()
+    finally:
+        waiting.end()
+        release_at_agent(site.node_id, owner, uuids)
     return account(job, read_log(log_file), _frontier(job))
 
 
@@ -87,25 +102,6 @@ def training_site() -> TrainingSite:
     except ValueError:
         raise NoPlannerError("no perseus_planner runs on this Ray") from None
     return site
-
-
-def free_gpus(job: str, needed: int, shape: str, site: TrainingSite) -> tuple[str, ...]:
-    """GPUs that no other job drives, ``needed`` of them; ``shape`` says what the job needs them for. Raises JobError
-    where there are not so many."""
-    if len(site.gpu_uuids) < needed:
-        raise JobError(
-            f"job {job} has {shape} and needs as many GPUs; the control plane keeps "
-            f"{len(site.gpu_uuids)} for training: set training.gpus to at least {needed} and start it again"
-        )
-    leases = ray.get(actor(gpu_agent_name(site.node_id)).leases.remote(), timeout=CALL_TIMEOUT_S)
-    free = [uuid for uuid in site.gpu_uuids if uuid not in leases]
-    if len(free) < needed:
-        owners = sorted({leases[uuid][0] for uuid in site.gpu_uuids if uuid in leases})
-        raise JobError(
-            f"job {job} needs {needed} GPUs, {len(free)} of {len(site.gpu_uuids)} training GPUs are free; "
-            f"the others are leased to {', '.join(owners)}"
-        )
-    return tuple(free[:needed])
 
 
 def _frontier(job: Job) -> JobFrontier | None:

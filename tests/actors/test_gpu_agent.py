@@ -229,4 +229,7 @@ def test_a_released_schedule_is_full_clock_at_once(world: World) -> None:
 
 
 def test_where_clocks_are_only_recommended_a_schedule_may_not_set_them(tmp_path: Path) -> None:
-    assert not World(tmp_path / "gpus.bin", "recommend").agent.hold_schedule("job", [A], 15)
+    agent = World(tmp_path / "gpus.bin", "recommend").agent
+    assert not agent.hold_schedule("job", [A], 15)
+    with pytest.raises(ValueError, match="leased to job"):
+        agent.hold_schedule("other", [A], 15)

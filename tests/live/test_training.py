@@ -16,6 +16,7 @@ import yaml
 from tests_support import ROOT
 
 from actors import metrics, runtime
+from actors.training_messages import job_of_owner
 from train_jobs.background import start_training
 from train_jobs.job import parse_job
 from train_jobs.training_result import TrainingResult
@@ -140,7 +141,7 @@ def test_the_client_returns_the_jobs_frontier(live: Any, told: tuple[dict[str, A
 
 def test_a_job_that_ended_gives_its_leases_back(live: Any, told: tuple[dict[str, Any], TrainingResult]) -> None:
     agent = runtime.actor(runtime.agent_names()[0])
-    assert "training:live" not in {owner for owner, _ in ray.get(agent.leases.remote()).values()}
+    assert "live" not in {job_of_owner(owner) for owner, _ in ray.get(agent.leases.remote()).values()}
 
 
 def test_serving_and_training_share_no_gpu(live: Any) -> None:
@@ -202,7 +203,7 @@ def test_training_outlives_its_planner_and_a_worker(live: Any, own_temp: Path, t
     agent = runtime.actor(runtime.agent_names()[0])
 
     def lowered() -> bool:
-        clocks = [mhz for owner, mhz in ray.get(agent.leases.remote()).values() if owner == "training:survivor"]
+        clocks = [mhz for owner, mhz in ray.get(agent.leases.remote()).values() if job_of_owner(owner) == "survivor"]
         return bool(clocks) and min(clocks) < 1980
 
     def checkpoints() -> int:
@@ -305,7 +306,7 @@ def test_a_users_own_loop_under_ray_train_runs_as_planned_with_the_same_losses(l
     assert energy_j < plan["all_max_energy_j"]
     assert "own-loop" in ray.get(runtime.actor(runtime.PERSEUS_PLANNER).jobs.remote())
     agent = runtime.actor(runtime.agent_names()[0])
-    assert "training:own-loop" not in {owner for owner, _ in ray.get(agent.leases.remote()).values()}
+    assert "own-loop" not in {job_of_owner(owner) for owner, _ in ray.get(agent.leases.remote()).values()}
 
 
 def train(*asked: str) -> "subprocess.CompletedProcess[str]":

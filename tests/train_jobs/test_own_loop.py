@@ -14,6 +14,7 @@ import pytest
 from gpud_process import GpudProcess, eventually
 from tests_support import ROOT, free_ports
 
+from actors.training_messages import owner_of
 from train_jobs.job import JobError
 from train_jobs.planes import GpudPlane
 from train_jobs.schedule_lease import LeaseRefusedError
@@ -95,14 +96,16 @@ def test_a_killed_job_leaves_no_clock_lowered_beyond_its_leases_time(place: Gpud
 
 def test_a_gpu_that_another_job_drives_is_refused(place: GpudProcess) -> None:
     plane = GpudPlane(place.socket)
-    first, second = plane.gpus("mine", 2)
-    place.client.schedule("training:other", [second], 60.0)
-    plane.open("mine", first).release()
-    with pytest.raises(LeaseRefusedError, match="training:other"):
-        plane.open("mine", second)
-    place.client.reset("training:other")
+    (first,) = plane.claim(owner_of("other", "1"), 1)
+    assert plane.claim(owner_of("mine", "1"), 1) != (first,)
+    with pytest.raises(LeaseRefusedError, match="0 of 1 are free; the others are leased to training:other/1"):
+        plane.open(owner_of("mine", "1"), first)
+    with pytest.raises(LeaseRefusedError, match="job two needs 2 GPUs, 0 of 2 are free"):
+        plane.claim(owner_of("two", "1"), 2)
+    for job in ("other", "mine"):
+        place.client.reset(owner_of(job, "1"))
 
 
 def test_more_ranks_than_gpus_are_told(place: GpudProcess) -> None:
     with pytest.raises(JobError, match=r"job mine has 3 ranks; gpud at .* has 2 GPUs: start fewer"):
-        GpudPlane(place.socket).gpus("mine", 3)
+        GpudPlane(place.socket).claim(owner_of("mine", "1"), 3)
