@@ -327,6 +327,8 @@ def start_gpu_agent(deployment: Installation, node_id: str, gpus: int) -> ActorH
 
 
 def _start(cls: type, name: str, *args: Any, **options: Any) -> ActorHandle:
+    # Without a strategy, an actor that a Serve replica starts joins the replica's placement group and ends with it.
+    options.setdefault("scheduling_strategy", "DEFAULT")
     return (
         ray.remote(cls)
         .options(

@@ -1,6 +1,8 @@
-"""What ``wattray.serve:build_openai_app`` builds; needs ``ray[llm]`` and starts nothing (``make test-ray-llm``)."""
+"""What ``wattray.serve:build_openai_app`` builds; needs ``ray[llm]`` (``make test-ray-llm``) and deploys nothing."""
 
 import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +10,21 @@ import pytest
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("ray.serve.llm needs vLLM, which is not installed here: make test-ray-llm", allow_module_level=True)
 
+import ray
+
 from serve_apps.ray_llm.managed_config import ConfigRefusedError
 from wattray.serve import build_openai_app
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(autouse=True, scope="module")
+def connected(own_temp: Path) -> Iterator[None]:
+    """Ray's builder asks for the runtime environment of the process, and would join any Ray of this host for that."""
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
 
 MANAGED = {"profile": "llama2-70b-h100", "gpu": {"driver": "simulated"}}
 

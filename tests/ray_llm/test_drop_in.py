@@ -197,7 +197,7 @@ def test_counts_follow_the_planner_and_nothing_else(head: Head, after: Answers) 
     forecaster, manager = runtime.actor(runtime.LOAD_FORECASTER), runtime.actor(runtime.pool_manager_name("llm"))
 
     def loaded() -> bool:
-        ray.get(forecaster.observe.remote([(0.0, 1000, 300.0)] * 30), timeout=30)
+        ray.get(forecaster.observe.remote([(0.0, 1000, 300.0)] * 1000), timeout=30)
         wanted = ray.get(manager.wanted_replicas.remote(), timeout=30)
         return bool(wanted[1, "combined"] == head.running(name) > 1)
 
@@ -221,7 +221,13 @@ def test_rays_own_builder_with_our_server_policy_and_router(head: Head, before: 
     deployment = {"autoscaling_config": scaling, "request_router_config": router}
     server = "wattray.serve:MeteredLLMServer"
     values = config(head.port, "ray.serve.llm:build_openai_app", deployment, server_cls=server)
+    from actors import runtime
+
+    manager = runtime.actor(runtime.pool_manager_name("llm"))
+    decided = ray.get(manager.decisions.remote(1000), timeout=30)
     answers = Answers.of(head, head.deploy(values))
+    still = ray.get(manager.decisions.remote(1000), timeout=30)
+    assert still[: len(decided)] == decided, "the control plane did not outlive the replica that started it"
     assert answers.texts() == before.texts()
     assert all(usage["energy_j"] > 0 and usage["tenant"] == "team-a" for usage in answers.usages())
     assert set(head.autoscaled()) == {"MeteredLLMServer:small-llama"}
