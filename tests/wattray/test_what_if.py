@@ -83,7 +83,12 @@ def test_a_lower_clock_draws_less_and_a_fleet_that_is_none_is_refused(trace: Pat
 powers = st.lists(st.floats(0, 1e5), min_size=1, max_size=60)
 
 
-@given(powers, st.floats(1, 4000), st.lists(st.floats(0, 1e3), min_size=1, max_size=24), st.floats(0, 86400))
+@given(
+    powers,
+    st.floats(1, 4000),
+    st.lists(st.just(0.0) | st.floats(1e-6, 1e3), min_size=1, max_size=24),
+    st.floats(0, 86400),
+)
 def test_a_month_is_the_run_repeated_and_priced_by_the_hour(
     watts: list[float], step_s: float, rates: list[float], starts_s: float
 ) -> None:

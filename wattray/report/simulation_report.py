@@ -162,6 +162,8 @@ def _waterfall_figure(steps: Sequence[Level]) -> go.Figure:
     marks = ["" if level.holds else " (SLO missed)" for level in steps]
     figure = _figure("Energy, kWh")
     figure.add_waterfall(
+        decreasing={"marker": {"color": "#1a936f"}},
+        increasing={"marker": {"color": "#c1121f"}},
         x=[
             f"{first.policy}{marks[0]}",
             *(f"{level.why}:<br>{level.policy}{mark}" for level, mark in zip(others, marks[1:], strict=True)),
