@@ -23,16 +23,16 @@ class PowerSampler:
     def __init__(self, gpu: Gpu, every_s: float = EVERY_S) -> None:
         self._gpu, self._every_s = gpu, every_s
         self._samples: deque[tuple[int, float, int]] = deque(maxlen=KEPT)
-        self._energy_j = 0.0
+        self._last = (0.0, 0)
+        """Energy since the start and the clock, of the last sample: one tuple, so that the training thread reads it
+        without a lock."""
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._sample_forever, name="power", daemon=True)
         self._thread.start()
 
     def now(self) -> Reading:
         """The last sample; its energy is the power integrated since the start."""
-        with self._lock:
-            clock_mhz = self._samples[-1][2] if self._samples else 0
-            return Reading(time.monotonic_ns(), self._energy_j, clock_mhz)
+        return Reading(time.monotonic_ns(), *self._last)
 
     def between(self, begin_ns: int, end_ns: int) -> list[tuple[int, float, int]]:
         """(moment, watts, MHz) of the samples in between."""
@@ -59,7 +59,9 @@ class PowerSampler:
             if sample.power_w is None:
                 continue
             at_ns = time.monotonic_ns()
+            energy_j, clock_mhz = self._last[0], sample.freq_mhz or 0
             with self._lock:
                 if self._samples:
-                    self._energy_j += sample.power_w * (at_ns - self._samples[-1][0]) * 1e-9
-                self._samples.append((at_ns, sample.power_w, sample.freq_mhz or 0))
+                    energy_j += sample.power_w * (at_ns - self._samples[-1][0]) * 1e-9
+                self._samples.append((at_ns, sample.power_w, clock_mhz))
+            self._last = (energy_j, clock_mhz)

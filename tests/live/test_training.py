@@ -239,6 +239,29 @@ def test_training_outlives_its_planner_and_a_worker(live: Any, own_temp: Path, t
     assert result.energy_j < result.baseline_energy_j
 
 
+def test_two_jobs_that_start_together_train_on_different_gpus(live: Any, tmp_path: Path) -> None:
+    short = {"iterations": 6, "straggler": None, "layer": {"forward_s": 0.01}}
+    agent = runtime.actor(runtime.agent_names()[0])
+    names = ("left", "right")
+    running = [
+        start_training(parse_job({**short, "name": name}), f"127.0.0.1:{live.ports[0]}", tmp_path / name)
+        for name in names
+    ]
+
+    def owners() -> list[str | None]:
+        return sorted(filter(None, (job_of_owner(owner) for owner, _ in ray.get(agent.leases.remote()).values())))
+
+    try:
+        eventually(lambda: owners() == ["left", "left", "right", "right"], 120)
+        results = [process.result(150) for process in running]
+    finally:
+        for process in running:
+            process.stop()
+    assert [len(result.log.iterations) for result in results] == [6, 6]
+    assert [result.log.starts for result in results] == [1, 1]
+    eventually(lambda: not {"left", "right"} & set(owners()), 10)
+
+
 def test_a_job_that_needs_more_gpus_than_are_kept_is_told(live: Any, tmp_path: Path) -> None:
     config = tmp_path / "job.yaml"
     config.write_text("data_parallel: 3\n")

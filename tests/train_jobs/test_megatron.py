@@ -1,15 +1,11 @@
 """Megatron-Core's own steps tell the hooks what runs: the real package, on a CPU."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from tests_support import free_ports
 
-from actors.gpu.simulated import SimulatedNode
 from train_jobs.order import SessionError
 
 pytest.importorskip("megatron.core", reason="the extra `megatron` is not installed")
@@ -36,16 +32,6 @@ class _InnerTimer:
 
     def stop(self, barrier: bool = False) -> None:
         self._told.append(f"stop {self._name}")
-
-
-@pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    SimulatedNode.create(tmp_path / "gpus.bin", 1).close()
-    monkeypatch.setenv("WATTRAY_SIMULATED_GPUS", str(tmp_path / "gpus.bin"))
-    monkeypatch.setenv("WATTRAY_GPUD_SOCKET", str(tmp_path / "none.sock"))
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_ports(1)[0]}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def iterate(config: Any, model: torch.nn.Module) -> list[torch.Tensor]:
