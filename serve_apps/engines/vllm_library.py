@@ -1,4 +1,4 @@
-"""vLLM's AsyncLLM, as little of it as an engine needs. The one module that imports vLLM; tried with 0.26 to 0.32."""
+"""vLLM's AsyncLLM, as little of it as an engine needs. The one module that imports vLLM; tried with 0.26 and 0.32."""
 
 import asyncio
 import logging
