@@ -430,7 +430,7 @@ async def account_of(engine: Any, vocabulary: int, round_number: int, answer: in
         request = GenerateRequest(f"a{number}", "", len(prompt), answer, tuple(prompt))
         energy.began(request)
         async for chunk in engine.generate(request):
-            energy.progressed(request.request_id, chunk)
+            energy.progressed(request.request_id, chunk.tokens)
         return energy.ended(request.request_id) or 0.0
 
     counter = Counter(0)
