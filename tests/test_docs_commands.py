@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from wattray.cli import app
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHORT = (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "own_policy.md")
+"""Pages whose commands take seconds; `make soak` runs the others'."""
 NEEDS = {
     "a cluster",
     "a GPU",
@@ -76,7 +78,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=() if path in SHORT else pytest.mark.soak, id=path.stem) for path in PAGES]
+)
 def test_the_commands_of_a_page_run(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     todo = [command for needs, command in commands(path.read_text()) if needs is None]
     if not todo:
