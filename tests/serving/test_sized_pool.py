@@ -77,12 +77,12 @@ def test_in_the_long_run_as_many_are_late_as_it_aims_at() -> None:
     """A world in which boldness alone decides: a first token is late in proportion to how low the clock was."""
     told, rng, late = governor(), np.random.default_rng(5), 0
     waiting = queue([(0.0, 900), (0.0, 900)], 20, 10_000)
-    for _ in range(20_000):
+    for _ in range(8_000):
         slow = (COSTS[-1].freq_mhz - told.look(waiting, 0.0)) / COSTS[-1].freq_mhz
         is_late = bool(rng.random() < 0.2 * slow)
         late += is_late
         told.first_token(1.0 if is_late else 0.1, 0.25)
-    assert late / 20_000 == pytest.approx(LATE_TARGET, rel=0.15)
+    assert late / 8_000 == pytest.approx(LATE_TARGET, rel=0.25)
 
 
 def test_the_simulator_tells_a_governor_of_its_own_replicas_first_tokens_and_of_no_others() -> None:
