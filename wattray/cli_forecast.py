@@ -171,10 +171,12 @@ def _against(gain: float) -> str:
 
 
 def _in_words(found: "Backtest") -> list[str]:
+    from control_plane.simulation.forecast_backtest import gain
+
     bound, last = found.bound, found.last_bound
     return [
         f"Upper bound, nominal {found.quantile:.0%}: {bound.coverage:.1%} of the peaks stayed below it; it is "
-        f"{bound.over_ratio:.2f} times the mean peak and costs {bound.decision_cost / last.decision_cost - 1:+.0%} "
+        f"{bound.over_ratio:.2f} times the mean peak and costs {-gain(bound.decision_cost, last.decision_cost):+.0%} "
         f"against the last value with the same correction ({last.coverage:.1%}, {last.over_ratio:.2f} times).",
         f"Fits outside the loop: {found.fit_s:.2f} s at most.",
         *found.missing,

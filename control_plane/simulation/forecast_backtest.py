@@ -32,6 +32,15 @@ class Predictor(Protocol):
         ...
 
 
+NO_ERROR = 1e-6
+"""Errors below this share of the load are none: on a steady load the last value has no error to be compared with."""
+
+
+def gain(error: float, last_error: float) -> float:
+    """Share of the last value's error or cost that is spared; below 0: worse."""
+    return 1.0 - max(error, NO_ERROR) / max(last_error, NO_ERROR)
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """Errors over all origins where the predictor had an answer; the last value's are those at the same origins."""
@@ -50,11 +59,11 @@ class Score:
     @property
     def wape_gain(self) -> float:
         """Below 0: worse than the last value."""
-        return 1.0 - self.wape / self.last_wape
+        return gain(self.wape, self.last_wape)
 
     @property
     def peak_gain(self) -> float:
-        return 1.0 - self.peak_error / self.last_peak_error
+        return gain(self.peak_error, self.last_peak_error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,17 @@ def test_a_backtest_sets_the_portfolio_beside_others(curve: Path, tmp_path: Path
     }
 
 
+def test_a_steady_load_is_known_and_nobody_is_better_than_the_last_value(tmp_path: Path) -> None:
+    steady = tmp_path / "steady.csv"
+    rows = "".join(f"2023-11-16 18:{i // 60:02d}:{i % 60:02d},300,20\n" for i in range(240))
+    steady.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    out = tmp_path / "out.json"
+    code, text = invoke("--trace", steady, "--backtest", "--bin-s", 10, "--horizon", 3, "--json", out)
+    assert code == 0, text
+    scores = json.loads(out.read_text())["predictors"]
+    assert (scores["last value"]["wape"], scores["wattray"]["wape_gain"]) == pytest.approx((0.0, 0.0), abs=1e-6)
+
+
 def test_without_a_backtest_it_tells_what_comes_next(curve: Path) -> None:
     code, text = invoke("--trace", curve, "--bin-s", 1800, "--horizon", 4, "--json", "-")
     assert code == 0, text
