@@ -17,6 +17,9 @@ LOOK_EVERY_S = 0.3
 WAIT_MORE_S = 2.0
 """Than a lease lives: it is ended at the next look of whoever keeps it."""
 
+MOST_REFUSALS = 20
+"""Somebody else was quicker, so often; beyond that a GPU that looks free cannot be had."""
+
 
 class Leases(Protocol):
     """Whoever keeps them: a node's agent or gpud."""
@@ -47,9 +50,10 @@ def claim(
     """``needed`` GPUs of those ``offered``, leased to ``owner`` from now on; what it leases already comes first. A job
     of this name that runs is waited for as long as ``patience_s``: one that was killed leases its GPUs that long.
 
-    Raises LeaseRefusedError where others lease too many of them, or the job runs already.
+    Raises LeaseRefusedError where others lease too many of them, the job runs already, or leases were refused
+    ``MOST_REFUSALS`` times.
     """
-    job, until_s = job_of_owner(owner), time.monotonic() + patience_s
+    job, until_s, refusals = job_of_owner(owner), time.monotonic() + patience_s, 0
     while True:
         known = leases.owners()
         owners = {uuid: who for uuid, who in known.items() if who != owner}
@@ -64,11 +68,14 @@ def claim(
             try:
                 leases.take(owner, mine[:needed])
             except LeaseRefusedError:
-                continue
-            if all(who == owner or job_of_owner(who) != job for who in leases.owners().values()):
-                return tuple(mine[:needed])
-            # Two runs of one job took different GPUs in the same moment: neither is the first.
-            leases.release(owner, mine[:needed])
+                refusals += 1
+                if refusals == MOST_REFUSALS:
+                    raise
+            else:
+                if all(who == owner or job_of_owner(who) != job for who in leases.owners().values()):
+                    return tuple(mine[:needed])
+                # Two runs of one job took different GPUs in the same moment: neither is the first.
+                leases.release(owner, mine[:needed])
         elif time.monotonic() >= until_s:
             raise LeaseRefusedError(f"job {job} runs already, as {rivals[0]}: give this one another name")
         sleep_s(LOOK_EVERY_S * (0.5 + random.random()))

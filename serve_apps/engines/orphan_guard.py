@@ -16,7 +16,7 @@ LOOK_S = 1.0
 
 
 class OrphanGuard:
-    """Guards the processes that this one starts from now on, those in their own sessions included."""
+    """Guards all that this process has started and will start, processes in sessions of their own included."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", __name__, str(os.getpid())]

@@ -103,3 +103,12 @@ def test_workers_that_start_again_get_their_runs_own_gpus_first() -> None:
 def test_an_owner_tells_its_job() -> None:
     assert job_of_owner(owner_of("my-job.2", "ab12")) == "my-job.2"
     assert job_of_owner("pool_manager:short") is None
+
+
+def test_a_gpu_that_looks_free_and_cannot_be_had_is_told_in_the_end() -> None:
+    class Refusing(Node):
+        def take(self, owner: str, uuids: Sequence[str]) -> None:
+            raise LeaseRefusedError("GPU a is lost")
+
+    with pytest.raises(LeaseRefusedError, match="GPU a is lost"):
+        claim(owner_of("one", "run"), 2, GPUS, Refusing(), 0.0, lambda _: None)
