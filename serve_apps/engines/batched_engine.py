@@ -16,7 +16,7 @@ from serve_apps.engines.admission_queue import BatchLimits
 from serve_apps.engines.charged_activity import ActivityCharge
 from serve_apps.engines.model_tokenizer import ModelTokenizer
 from serve_apps.engines.output_length import end_of
-from serve_apps.engines.pacing import next_delivery
+from serve_apps.engines.pacing import drained, next_delivery
 from serve_apps.engines.protocol import (
     Chunk,
     EngineError,
@@ -207,10 +207,7 @@ class BatchedEngine(ABC, Generic[S]):
 
     async def drain(self, deadline_s: float) -> bool:
         self._draining = True
-        until_s = time.monotonic() + deadline_s
-        while self._streams and self.alive() and time.monotonic() < until_s:
-            await asyncio.sleep(min(0.05, deadline_s))
-        return not self._streams
+        return await drained(self._streams, self.alive, deadline_s)
 
     async def shutdown(self) -> None:
         self._stopped = True

@@ -1,6 +1,8 @@
 """How often a stream sends its new tokens."""
 
 import asyncio
+import time
+from collections.abc import Callable, Sized
 
 
 async def next_delivery(changed: asyncio.Event, interval_s: float) -> None:
@@ -12,3 +14,11 @@ async def next_delivery(changed: asyncio.Event, interval_s: float) -> None:
         await asyncio.wait_for(changed.wait(), interval_s)
     except TimeoutError:
         return
+
+
+async def drained(streams: Sized, alive: Callable[[], bool], deadline_s: float) -> bool:
+    """Whether no stream is left when the deadline is over, all have ended, or the engine has."""
+    until_s = time.monotonic() + deadline_s
+    while streams and alive() and time.monotonic() < until_s:
+        await asyncio.sleep(min(0.05, deadline_s))
+    return not streams

@@ -20,7 +20,7 @@ from control_plane.domain import QueuedPrompt, QueueView, Role
 from control_plane.hardware.gpu_model import IDLE
 from control_plane.hardware.replica_model import PS_PER_S, IterationTimes, Progress, ReplicaLimits, ReplicaModel
 from serve_apps.engines.output_length import end_of
-from serve_apps.engines.pacing import next_delivery
+from serve_apps.engines.pacing import drained, next_delivery
 from serve_apps.engines.protocol import (
     Chunk,
     EngineError,
@@ -156,10 +156,7 @@ class SimulatedEngine:
 
     async def drain(self, deadline_s: float) -> bool:
         self._draining = True
-        until_s = time.monotonic() + deadline_s
-        while self._streams and self.alive() and time.monotonic() < until_s:
-            await asyncio.sleep(min(0.05, deadline_s))
-        return not self._streams
+        return await drained(self._streams, self.alive, deadline_s)
 
     async def shutdown(self) -> None:
         if self._loop is not None:
